@@ -1,0 +1,52 @@
+# Everything that a developer does here. Each target sets up .venv first (once; after that it costs nothing).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+# Tiny models run faster on one OpenMP thread than on two that compete; nothing is fetched from a model hub.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+
+.PHONY: help setup demo test lint format types check bench pins clean distclean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup:  ## create .venv with everything in it (PYTHON=... picks the interpreter)
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) scripts/setup.py
+
+demo: setup  ## train if needed, serve on 127.0.0.1:8000 (PORT=...), show one improvement (DEMO_EXIT=1: then stop)
+	@$(BIN)/python scripts/demo.py --port $(PORT) $(if $(filter 1,$(DEMO_EXIT)),--exit)
+
+test: setup lint types  ## lint, types, and every test, real engine included
+	$(BIN)/pytest -m "not engine and not slow"
+	$(BIN)/pytest -m "engine or slow"
+
+lint: setup  ## ruff: rules and formatting of imports
+	$(BIN)/ruff check .
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types  ## lint, types and the fast tests
+	$(BIN)/pytest -m "not engine and not slow"
+
+bench: setup  ## evaluate the checkpoints of the demo with its gold scorer
+	$(BIN)/pit-train evaluate training/configs/demo.yaml
+
+pins: setup  ## write constraints.txt from what .venv holds
+	@scripts/pins.sh
+
+clean:  ## remove caches and build outputs; keeps .venv and runs/
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find app training tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove .venv and runs/ (the trained checkpoints)
+	rm -rf .venv runs

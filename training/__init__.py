@@ -1,0 +1,1 @@
+"""Offline: preference data in, checkpoint directories out."""
