@@ -71,7 +71,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, raw in _lines(path):
         where = _Where(path, number)
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise where.error(
                 f"not UTF-8 (byte {error.start + 1} of the line)", "Convert the file to UTF-8"
