@@ -98,15 +98,16 @@ def test_what_is_no_preference_is_left_out_and_reported_with_its_line(file: Path
         record(id="same", rejected=answer("The price is 3 euros.")),
         record(id="blank", chosen=answer(" \n")),
         record(id="again"),
+        record(id="no-draft", rejected=answer("")),
         record(id="other-way", chosen=answer("3"), rejected=answer("The price is 3 euros.")),
     )
     report = result.report
     assert [pair.id for pair in result.pairs] == ["good", "other-way"]
     assert [(place.line, place.id) for place in report.identical] == [(2, "same")]
-    assert [(place.line, place.id) for place in report.empty] == [(3, "blank")]
+    assert [(place.line, place.id) for place in report.empty] == [(3, "blank"), (5, "no-draft")]
     assert [(place.line, place.id) for place in report.duplicates] == [(4, "again")]
-    assert [(place.line, place.id) for place in report.ties] == [(5, "other-way")]
-    assert report.read == 5 and report.kept == 2
+    assert [(place.line, place.id) for place in report.ties] == [(6, "other-way")]
+    assert report.read == 6 and report.kept == 2
 
 
 def test_the_report_prints_counts_and_lines_and_is_json(file: Path) -> None:
@@ -235,6 +236,7 @@ def test_hh_pairs_with_differing_prompts_are_reported_not_kept(file: Path) -> No
     [
         ("Human: Hi\n\nAssistant: Hello.", "does not begin with"),
         ("", "does not begin with"),
+        ("Once" + hh("Hi", "Hello."), "does not begin with"),
         (hh("Assistant: Hello."), "does not begin with"),
         (hh("Hi", "Hello.", "Price?"), 'does not end with an "Assistant:" turn'),
         (3, "chosen must be text, not int"),
@@ -290,7 +292,14 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6
 def pair_lists(draw: st.DrawFn) -> list[PreferencePair]:
     prompts = draw(st.lists(texts, min_size=1, max_size=30))
     return [
-        PreferencePair(f"p-{index}", (Message(role="user", content=text),), draw(texts), draw(texts), "made")
+        PreferencePair(
+            f"p-{index}",
+            (Message(role="user", content=text),),
+            draw(texts),
+            draw(texts),
+            "made",
+            tuple(draw(st.lists(texts, max_size=2))),
+        )
         for index, text in enumerate(prompts)
     ]
 
@@ -346,6 +355,17 @@ def test_the_split_is_the_same_in_every_process_and_another_with_another_seed() 
         ["0", "2", "8", "9", "10"],
     ]
     assert split_by_prompt(pairs, seed=2) != parts
+
+
+def test_a_constant_prompt_is_split_by_its_drafts() -> None:
+    ask = (Message(role="user", content="Write one comment."),)
+    pairs = [PreferencePair(str(n), ask, f"good {n}", f"draft {n // 2}", "made") for n in range(60)]
+    with pytest.raises(DataError, match=r"60 pairs with 1 different keys.*Set split_key to prompt\+rejected"):
+        split_by_prompt(pairs)
+    parts = split_by_prompt(pairs, split_key="prompt+rejected")
+    assert sum(len({pair.rejected for pair in part}) for part in parts) == 30
+    with pytest.raises(DataError, match="Use more data"):
+        split_by_prompt(pairs[:2], split_key="prompt+rejected")
 
 
 @pytest.mark.parametrize("fractions", [(), (0.5, 0.6), (1.0, 0.0), (-0.5, 1.5), (float("nan"), 1.0)])
