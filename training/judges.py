@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from training.data import PreferencePair
@@ -115,15 +116,21 @@ def bootstrap_mean(
     if len(values) < 1:
         raise DataError("the mean of no values")
     array = np.asarray(values, dtype=float)
-    generator = np.random.default_rng(seed)
-    # In blocks, so that 10,000 resamples of a long list do not need gigabytes.
-    block = max(1, 2_000_000 // len(array))
-    means = [
-        array[generator.integers(len(array), size=(min(block, resamples - start), len(array)))].mean(axis=1)
-        for start in range(0, resamples, block)
-    ]
-    low, high = np.quantile(np.concatenate(means), _tails(level))
+    means = _resampled_means(array, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(means, _tails(level))
     return Mean(len(array), float(array.mean()), float(low), float(high))
+
+
+def _resampled_means(
+    values: NDArray[np.float64], generator: np.random.Generator, resamples: int
+) -> NDArray[np.float64]:
+    """Shape (resamples,). Drawn in blocks, so that 10,000 resamples of a long list do not need gigabytes."""
+    means = np.empty(resamples)
+    block = max(1, 2_000_000 // len(values))
+    for start in range(0, resamples, block):
+        rows = means[start : start + block]
+        rows[:] = values[generator.integers(len(values), size=(len(rows), len(values)))].mean(axis=1)
+    return means
 
 
 def _tails(level: float) -> list[float]:

@@ -16,6 +16,7 @@ from training.errors import DataError
 from training.judges import (
     ToxicityJudge,
     WinRate,
+    _resampled_means,
     bootstrap_mean,
     compare,
     edit_distance,
@@ -131,9 +132,11 @@ def test_bootstrap_mean_by_hand() -> None:
 
 
 def test_a_long_list_is_resampled_in_blocks_all_of_them() -> None:
-    values = np.random.default_rng(1).normal(size=3000).tolist()  # 2,000,000 / 3,000: blocks of 666 resamples
-    mean = bootstrap_mean(values)
-    assert (mean.high - mean.low) / 2 == pytest.approx(1.96 / math.sqrt(3000), rel=0.06)
+    values = np.random.default_rng(1).normal(loc=3, size=3000)  # 2,000,000 / 3,000: blocks of 666 resamples
+    means = _resampled_means(values, np.random.default_rng(0), 2000)
+    assert len(set(means.tolist())) == 2000
+    assert means.mean() == pytest.approx(values.mean(), abs=0.003)
+    assert means.std() == pytest.approx(values.std() / math.sqrt(3000), rel=0.06)
 
 
 # ---------- toxicity
