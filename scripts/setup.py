@@ -8,6 +8,7 @@ uv does the installing because it can leave out packages (overrides.txt). It doe
 configuration, so the package sources that pip knows on this machine are handed to it.
 """
 
+import ast
 import hashlib
 import importlib.util
 import os
@@ -81,7 +82,7 @@ def pip_settings(python: Path) -> "dict[str, str]":
         for line in listing.splitlines():
             name, _, value = line.partition("=")
             if name.startswith(section):
-                found[name[len(section) :]] = " ".join(shlex.split(value)).strip()
+                found[name[len(section) :]] = " ".join(str(ast.literal_eval(value)).split())
     return found
 
 
