@@ -1,4 +1,4 @@
-"""`make demo` with the two commands played by small programs: order, messages, and a server that always stops.
+"""`make demo` with both commands played by small programs: order, messages, and a server that always stops.
 
 The real commands run in the demo itself; here it is the script between them that is under test.
 """
