@@ -1,0 +1,1 @@
+"""HTTP routers. They parse, call one function of the core, and render."""

@@ -1,0 +1,45 @@
+"""Whether the server lives, whether it is ready, its version, its metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from app import __version__
+from app.runtime import Runtime
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """The process answers. Says nothing about the models."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready", responses={503: {}})
+@router.get("/health", responses={503: {}})
+async def ready(request: Request) -> Any:
+    """200 when every model is up and gave its golden samples again; 503 with the reasons until then."""
+    runtime: Runtime = request.app.state.runtime
+    reasons = await runtime.not_ready_because()
+    request.app.state.telemetry.ready.set(0 if reasons else 1)
+    if reasons:
+        message = f"Not ready: {'; '.join(reasons)}."
+        error = {"message": message, "type": "overloaded_error", "param": None, "code": "not_ready"}
+        body = {"status": "unavailable", "reasons": reasons, "error": error}
+        return JSONResponse(body, status_code=503, headers={"retry-after": "5"})
+    return {"status": "ok", "reasons": []}
+
+
+@router.get("/version")
+async def version(request: Request) -> dict[str, str]:
+    """The version of the server and of its engine."""
+    runtime: Runtime = request.app.state.runtime
+    return {"version": __version__, "engine": runtime.served.engine_version if runtime.served else ""}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(request.app.state.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

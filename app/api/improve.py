@@ -1,0 +1,63 @@
+"""`POST /v1/improve`, unary and streamed, and `POST /v1/score`."""
+
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.api.render import event_stream, improvement
+from app.api.streaming import EventStream, unless_disconnected
+from app.errors import ScoringUnavailable
+from app.improve.events import Result, RunCompleted, RunFailed
+from app.improve.gate import Gate
+from app.improve.loop import ImprovementRun
+from app.improve.options import Models
+from app.runtime import Runtime
+from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreRequest
+from app.telemetry import Telemetry
+
+router = APIRouter(tags=["improve"])
+
+
+async def finish(run: ImprovementRun, telemetry: Telemetry) -> Result:
+    """Run to the end. Raises the run's error when it failed."""
+    async with aclosing(telemetry.observe(run)) as events:
+        async for event in events:
+            if isinstance(event, RunFailed):
+                raise event.error
+            if isinstance(event, RunCompleted):
+                return event.result
+    raise AssertionError("a run ends with run.completed or run.failed")
+
+
+@router.post("/v1/improve", response_model=Improvement, responses=ERRORS)
+async def improve(body: ImproveRequest, request: Request) -> Any:
+    """Improve a response. With `stream: true` the answer is a stream of Server-Sent Events."""
+    runtime: Runtime = request.app.state.runtime
+    telemetry: Telemetry = request.app.state.telemetry
+    run = ImprovementRun(runtime.models, body.options())
+    if body.stream:
+        chunks = event_stream(telemetry.observe(run), body.metadata)
+        return EventStream(chunks, ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
+
+    async def answer() -> Improvement:
+        return improvement(await finish(run, telemetry), body.metadata)
+
+    return await unless_disconnected(request, answer(), telemetry)
+
+
+@router.post("/v1/score", response_model=Score, responses=ERRORS)
+async def score(body: ScoreRequest, request: Request) -> Any:
+    """The calibrated probability that one response beats another."""
+    runtime: Runtime = request.app.state.runtime
+    telemetry: Telemetry = request.app.state.telemetry
+    return await unless_disconnected(request, _score(runtime.models, body), telemetry)
+
+
+async def _score(models: Models, body: ScoreRequest) -> Score:
+    if models.scorer is None:
+        raise ScoringUnavailable("This server has no gap reward. Start it with --gap-reward.")
+    messages = tuple({"role": m.role, "content": m.text()} for m in body.messages)
+    gate = Gate(models.scorer, models.calibration, messages)  # type: ignore[arg-type]
+    verdicts, _ = await gate.judge([body.candidate], body.baseline)
+    return Score(gap=verdicts[0].gap, win_probability=verdicts[0].win_probability, model=models.scorer.model_id)

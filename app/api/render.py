@@ -1,0 +1,84 @@
+"""The improvement loop's events as JSON, and as Server-Sent Events."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+from app.errors import INTERNAL_ERROR_MESSAGE, AppError
+from app.improve.events import (
+    CandidateScored,
+    Event,
+    IterationAccepted,
+    IterationRejected,
+    IterationStarted,
+    OutputDelta,
+    Result,
+    RunCompleted,
+    RunCreated,
+    RunFailed,
+)
+from app.schemas import Improvement
+
+NAMES: dict[type[Any], str] = {
+    RunCreated: "run.created",
+    IterationStarted: "iteration.started",
+    OutputDelta: "output.delta",
+    CandidateScored: "candidate.scored",
+    IterationAccepted: "iteration.accepted",
+    IterationRejected: "iteration.rejected",
+    RunCompleted: "run.completed",
+    RunFailed: "run.failed",
+}
+
+
+def improvement(result: Result, metadata: dict[str, str] | None) -> Improvement:
+    """The response of `/v1/improve`."""
+    answer = Improvement.model_validate(result)
+    answer.metadata = metadata
+    return answer
+
+
+def payload(event: Event, metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    """The `data` of an event: its type and its fields."""
+    body: dict[str, Any] = {"type": NAMES[type(event)]}
+    match event:
+        case RunCompleted():
+            body["improvement"] = improvement(event.result, metadata).model_dump()
+        case RunFailed():
+            body |= event.error.body()
+        case IterationAccepted() | IterationRejected():
+            body["iteration"] = asdict(event.iteration)
+        case _:
+            body |= asdict(event)
+    return body
+
+
+def sse(data: str, *, name: str | None = None, number: int | None = None) -> bytes:
+    """One Server-Sent Event. JSON text has no line break, so one data line is enough."""
+    head = (f"id: {number}\n" if number is not None else "") + (f"event: {name}\n" if name else "")
+    return f"{head}data: {data}\n\n".encode()
+
+
+def dumps(body: dict[str, Any]) -> str:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+async def event_stream(
+    events: AsyncGenerator[Event, None], metadata: dict[str, str] | None
+) -> AsyncGenerator[bytes, None]:
+    """All events of a run, numbered from 1. An exception in the loop still ends the stream with run.failed."""
+    number = 0
+    try:
+        async with aclosing(events):
+            async for event in events:
+                number += 1
+                body = payload(event, metadata)
+                yield sse(dumps(body), name=body["type"], number=number)
+    except Exception as error:
+        failure = error if isinstance(error, AppError) else AppError(INTERNAL_ERROR_MESSAGE)
+        body = payload(RunFailed(failure))
+        yield sse(dumps(body), name=body["type"], number=number + 1)
+        if failure is not error:
+            raise

@@ -1,0 +1,90 @@
+"""Answers that notice when their client goes away: the generation behind them is cancelled at once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+STATUS_CLIENT_CLOSED = 499
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T], telemetry: Telemetry) -> T | Response:
+    """The result of `work`, or an empty response (which nobody reads) when the client went away and work was cancelled."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        telemetry.disconnects.labels(request.scope["route"].path).inc()
+        return Response(status_code=STATUS_CLIENT_CLOSED)
+    finally:
+        for pending in (task, watcher):
+            pending.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+class EventStream(Response):
+    """A stream of Server-Sent Events. Sends a comment after `ping_s` seconds of silence; cancels when the client goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], *, ping_s: float, telemetry: Telemetry) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self.chunks, self.ping_s, self.telemetry = chunks, ping_s, telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = time.monotonic()
+        sending = asyncio.Lock()
+
+        async def write(chunk: bytes, more: bool = True) -> None:
+            nonlocal last
+            async with sending:
+                await send({"type": "http.response.body", "body": chunk, "more_body": more})
+                last = time.monotonic()
+
+        async def pump() -> None:
+            async with aclosing(self.chunks) as chunks:
+                async for chunk in chunks:
+                    await write(chunk)
+
+        async def ping() -> None:
+            while True:
+                await asyncio.sleep(max(0.01, last + self.ping_s - time.monotonic()))
+                if time.monotonic() - last >= self.ping_s:
+                    await write(b": ping\n\n")
+
+        producer = asyncio.create_task(pump())
+        helpers = [asyncio.create_task(_disconnected(receive)), asyncio.create_task(ping())]
+        try:
+            await asyncio.wait({producer, *helpers}, return_when=asyncio.FIRST_COMPLETED)
+            if not producer.done():
+                self.telemetry.disconnects.labels(scope["route"].path).inc()
+                return
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            producer.result()
+            await write(b"", more=False)
+        finally:
+            for task in (producer, *helpers):
+                task.cancel()
+            await asyncio.gather(producer, *helpers, return_exceptions=True)

@@ -1,0 +1,120 @@
+"""`pit`: serve, improve, version. Everything slow is imported inside the command that needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app import __version__
+
+app = typer.Typer(
+    help="Serve a PIT policy and improve responses with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+BAD_USE = 2
+
+
+def fail(message: str, status: int = BAD_USE) -> typer.Exit:
+    """Print one readable line, and return the exception that ends the command."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    console.print("[bold red]error:[/] ", end="")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(status)
+
+
+@app.command()
+def serve(
+    policy: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint of the policy: it drafts.")] = None,
+    improver: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint of the improver.")] = None,
+    gap_reward: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the gap reward: it decides what is accepted.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file of settings; options and PIT_* variables win over it.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one  [default: 8000]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16  [default: auto]")] = None,
+    kv_cache_gib: Annotated[int | None, typer.Option(help="Cache of each engine on a CPU, in GiB  [default: 1]")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Sequences decoded at a time  [default: 64]")] = None,
+    engine_start: Annotated[str | None, typer.Option(help="fork or spawn  [default: fork]")] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="Check hashes and golden samples  [default: verify]")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error  [default: warning]")] = None,
+) -> None:
+    """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/score, /health/ready, /metrics."""
+    import logging
+
+    from rich.console import Console
+
+    from app.errors import CheckpointError
+    from app.server import serve as run_server
+    from app.settings import SettingsError, load_settings
+
+    given = {name: value for name, value in locals().items() if name in serve.__annotations__ and name != "config"}
+    try:
+        settings = load_settings(config, **given)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        status = run_server(settings, Console())
+    except (SettingsError, CheckpointError) as error:
+        raise fail(str(error)) from None
+    raise typer.Exit(status)
+
+
+@app.command()
+def improve(
+    question: Annotated[str, typer.Argument(help="The user's question; - reads it from standard input.")],
+    reference: Annotated[
+        str | None, typer.Option(help="The response to improve. Without it the policy drafts one.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Text to put before the question.")] = None,
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    max_iterations: Annotated[int | None, typer.Option(help="Iterations at most  [server's default: 3]")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Candidates in each iteration  [default: 1]")] = None,
+    strategy: Annotated[str | None, typer.Option(help="pit, self_refine or best_of_n  [default: pit]")] = None,
+    scoring: Annotated[str | None, typer.Option(help="off, best_effort or required  [default: best_effort]")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature  [default: the checkpoint's]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Length of a response  [default: the checkpoint's]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON, without progress.")] = False,
+) -> None:
+    """Improve a response from the terminal: every iteration as a coloured diff."""
+    from app.terminal import ServerError, improve_in_terminal
+
+    text = sys.stdin.read() if question == "-" else question
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": f"{context} {text}" if context else text}],
+        "reference": reference,
+        "max_iterations": max_iterations,
+        "candidates": candidates,
+        "strategy": strategy,
+        "scoring": scoring,
+        "seed": seed,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+    }
+    try:
+        improve_in_terminal(url, {key: value for key, value in body.items() if value is not None}, as_json)
+    except ServerError as error:
+        raise fail(str(error), status=1) from None
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"pit-serve {__version__}")
+
+
+def main() -> None:
+    """The console script `pit`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

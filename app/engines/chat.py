@@ -1,0 +1,52 @@
+"""Conversations to token ids, by the checkpoint's own tokenizer and chat template."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.engines.base import Comparison, Message
+from app.errors import BadRequest, CheckpointError
+
+
+class ChatEncoder:
+    """The tokenizer of a checkpoint. Imports transformers when it is made."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `CheckpointError` for a tokenizer that cannot be read or has no chat template."""
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} has no tokenizer that can be read. Publish the checkpoint again.") from error
+        if not self._tokenizer.chat_template:
+            raise CheckpointError(
+                f"The tokenizer of {path} has no chat template. Add chat_template.jinja: conversations are rendered with it."
+            )
+
+    def encode(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:
+        """Token ids of the conversation. Raises `BadRequest` when the template refuses it."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except TemplateError:
+            raise BadRequest(
+                "The model's chat template cannot render these messages: check the order of the roles.",
+                param="messages",
+            ) from None
+        # The template writes every special token itself.
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def encode_comparison(self, comparison: Comparison, improve_turn: str) -> list[int]:
+        """The gap reward's input: the conversation, the baseline, the improve turn, the candidate."""
+        chat: list[Message] = [
+            *comparison.messages,
+            {"role": "assistant", "content": comparison.baseline},
+            {"role": "user", "content": improve_turn},
+            {"role": "assistant", "content": comparison.candidate},
+        ]
+        return self.encode(chat, generation_prompt=False)

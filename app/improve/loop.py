@@ -1,0 +1,257 @@
+"""The improvement loop: one async generator of typed events. Unary, streamed and chat answers are renderings of it.
+
+y_0 is the user's reference or the policy's draft. Every iteration starts from the best response so far and asks for
+something better; what passes the gate becomes the best response, the rest is kept in the record.
+
+- `scoring` "gap": never worse. `patience` rejections in a row end the run.
+- "off": no gate. Every candidate is the next baseline, up to `max_iterations`.
+- "skipped" (the caller asked for best effort, and the server has no gap reward): one ungated iteration and no more,
+  since iterating without a gate is what makes responses decay. If scoring fails during a run, the best response so far
+  stays and the run ends with stop_reason "error".
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from app.errors import AppError, DeadlineExceeded, ScoringUnavailable
+from app.improve import turns
+from app.improve.events import (
+    Candidate,
+    CandidateScored,
+    Event,
+    Iteration,
+    IterationAccepted,
+    IterationRejected,
+    IterationStarted,
+    OutputDelta,
+    Result,
+    RunCompleted,
+    RunCreated,
+    RunFailed,
+    Scoring,
+    StopReason,
+    TokenCount,
+    Usage,
+)
+from app.improve.gate import BudgetExhausted, Gate, TokenBudget, Verdict, passes, same_text
+from app.improve.options import Models, Options
+from app.improve.plan import Plan
+from app.improve.streams import merge, within
+from app.improve.turns import Turn
+
+
+class ImprovementRun:
+    """One run. Make it (which refuses what cannot be served), then read `events()` once."""
+
+    def __init__(self, models: Models, options: Options) -> None:
+        """Raises what `Plan` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
+        self.plan = Plan(models, options)
+        self.models, self.options = models, options
+        self.id = f"imp_{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.gate: Gate | None = self.plan.gate()
+        self.scoring: Scoring = self.plan.scoring
+        self.budget = TokenBudget(options.max_total_tokens)
+        self.usage = Usage()
+        self.reference = self.best = options.reference or ""
+        self.iterations: list[Iteration] = []
+        self.rejections = 0
+        self.stop_reason: StopReason | None = None
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Run the loop. Close the generator to cancel the run: every generation in flight is aborted."""
+        self.started = time.perf_counter()
+        limit = self.options.deadline_s
+        self.deadline = None if limit is None else asyncio.get_running_loop().time() + limit
+        yield RunCreated(self.id, self.created, self.options.strategy, self.scoring, self.options.reference)
+        try:
+            if self.options.reference is None:
+                async with aclosing(self._draft()) as deltas:
+                    async for delta in deltas:
+                        yield delta
+            while self.stop_reason is None:
+                async with aclosing(self._iterate(len(self.iterations) + 1)) as events:
+                    async for event in events:
+                        yield event
+        except AppError as error:
+            yield RunFailed(error)
+        else:
+            yield RunCompleted(self._result(self.stop_reason))
+
+    async def _draft(self) -> AsyncGenerator[Event, None]:
+        """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run."""
+        draft = Candidate(0, usage=self.usage.draft)
+        try:
+            speech = self._speak(turns.draft(self.options.messages), draft, index=0)
+            async with aclosing(within(speech, self.deadline)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"The deadline of {self.options.deadline_s:g} s passed while the first response was drafted."
+                " Raise deadline_ms, lower max_tokens, or send a reference.",
+                param="deadline_ms",
+            ) from None
+        self.reference = self.best = draft.text
+
+    async def _iterate(self, index: int) -> AsyncGenerator[Event, None]:
+        """One iteration: candidates side by side, one batch of scores, the gate."""
+        baseline, started = self.best, time.perf_counter()
+        if not self._can_start(baseline):
+            self.stop_reason = "token_budget"
+            return
+        yield IterationStarted(index, baseline)
+        candidates = [Candidate(number) for number in range(self.plan.width)]
+        verdicts: list[Verdict | None] = [None] * self.plan.width
+        score_tokens = 0
+        try:
+            attempts = merge([self._attempt(candidate, baseline, index) for candidate in candidates])
+            async with aclosing(within(attempts, self.deadline)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            if self.gate:
+                async with asyncio.timeout_at(self.deadline):
+                    verdicts, score_tokens = await self._judge(self.gate, candidates, baseline)
+        except TimeoutError:
+            self._cut_short(candidates)
+        for candidate, verdict in zip(candidates, verdicts, strict=True):
+            if verdict:
+                yield CandidateScored(index, candidate.number, verdict.gap, verdict.win_probability)
+
+        chosen = max(candidates, key=lambda c: self._rank(c, verdicts[c.number]))
+        verdict = verdicts[chosen.number]
+        accepted = self._accepts(chosen, baseline, verdict)
+        tokens = TokenCount(prompt_tokens=score_tokens)
+        for candidate in candidates:
+            tokens.add(candidate.usage)
+        iteration = Iteration(
+            index, chosen.text, verdict.gap if verdict else None, verdict.win_probability if verdict else None, accepted,
+            chosen.finish_reason, chosen.number, tokens, 1000 * (time.perf_counter() - started),
+        )  # fmt: skip
+        self.iterations.append(iteration)
+        self._advance(iteration)
+        yield IterationAccepted(iteration) if accepted else IterationRejected(iteration)
+
+    async def _attempt(self, candidate: Candidate, baseline: str, index: int) -> AsyncGenerator[OutputDelta, None]:
+        """All turns of the strategy for one candidate; the text of the last one is the candidate's."""
+        attempt = self.plan.strategy(self.options.messages, baseline)
+        turn = next(attempt)
+        try:
+            while True:
+                candidate.text, candidate.finish_reason = "", None
+                async with aclosing(self._speak(turn, candidate, index)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                turn = attempt.send(candidate.text)
+        except StopIteration:
+            return
+        except BudgetExhausted:
+            candidate.text, candidate.finish_reason = "", "token_budget"
+
+    async def _speak(self, turn: Turn, candidate: Candidate, index: int) -> AsyncGenerator[OutputDelta, None]:
+        """One generation, counted in the candidate, in the run's usage and in the budget, even when it is cut short."""
+        engine = self.models.engine(turn.model)
+        prompt_ids = self.plan.prompts.encode(turn)
+        max_tokens = self.plan.prompts.room(engine, len(prompt_ids))
+        if max_tokens is None:
+            raise BudgetExhausted
+        worst_case = len(prompt_ids) + max_tokens
+        self.budget.reserve(worst_case)
+        tokens = TokenCount(prompt_tokens=len(prompt_ids))
+        sampling = self.plan.prompts.sampling(engine, max_tokens, index, candidate.number, turn.phase)
+        try:
+            async with aclosing(engine.generate(prompt_ids, sampling)) as deltas:
+                async for delta in deltas:
+                    tokens.completion_tokens += delta.tokens
+                    tokens.cached_tokens = max(tokens.cached_tokens, delta.cached_tokens)
+                    candidate.text += delta.text
+                    candidate.finish_reason = delta.finish_reason
+                    if delta.text:
+                        yield OutputDelta(index, candidate.number, turn.phase, delta.text)
+        finally:
+            self.budget.settle(worst_case, tokens.total)
+            candidate.usage.add(tokens)
+            if index:
+                self.usage.improve.add(tokens)
+
+    async def _judge(
+        self, gate: Gate, candidates: list[Candidate], baseline: str
+    ) -> tuple[list[Verdict | None], int]:
+        """Score all candidates in one batch. A failure is an error only where scoring is required."""
+        found: list[Verdict | None] = [None] * len(candidates)
+        written = [candidate for candidate in candidates if candidate.text.strip()]
+        texts = [candidate.text for candidate in written]
+        if self.budget.limit is not None and not self.budget.fits(gate.tokens_needed(texts, baseline)):
+            self.stop_reason = "token_budget"
+            return found, 0
+        try:
+            verdicts, tokens = await gate.judge(texts, baseline)
+        except AppError as error:
+            if self.options.scoring == "required":
+                raise error if isinstance(error, ScoringUnavailable) else ScoringUnavailable(
+                    "Scoring is required, and the gap reward could not read a candidate."
+                    " Shorten the conversation, or send scoring: best_effort."
+                ) from error
+            self.scoring, self.stop_reason = "skipped", "error"
+            return found, 0
+        self.usage.score.prompt_tokens += tokens
+        self.budget.used += tokens
+        for candidate, verdict in zip(written, verdicts, strict=True):
+            found[candidate.number] = verdict
+        return found, tokens
+
+    def _can_start(self, baseline: str) -> bool:
+        """Whether the iteration's first prompt and its response fit the model's context and the token budget."""
+        turn = self.plan.first_turn(baseline)
+        tokens = len(self.plan.prompts.encode(turn))
+        room = self.plan.prompts.room(self.models.engine(turn.model), tokens)
+        return room is not None and self.budget.fits(tokens + room)
+
+    def _accepts(self, chosen: Candidate, baseline: str, verdict: Verdict | None) -> bool:
+        if verdict is None and (self.gate is not None or chosen.finish_reason == "deadline"):
+            return False
+        return passes(chosen.text, baseline, verdict, self.options.min_win_probability)
+
+    def _advance(self, iteration: Iteration) -> None:
+        """What an iteration means for the next: the new best response, the rejections in a row, whether to stop."""
+        if iteration.accepted:
+            self.best, self.rejections = iteration.text, 0
+        else:
+            self.rejections += 1
+        if self.stop_reason:
+            return
+        if iteration.finish_reason == "token_budget":
+            self.stop_reason = "token_budget"
+        elif self.gate and self.rejections >= self.options.patience and self.options.strategy != "best_of_n":
+            self.stop_reason = "gap" if self.options.patience == 1 else "patience"
+        elif iteration.index >= self.plan.iteration_limit:
+            self.stop_reason = "max_iterations"
+
+    def _cut_short(self, candidates: list[Candidate]) -> None:
+        self.stop_reason = "deadline"
+        for candidate in candidates:
+            candidate.finish_reason = candidate.finish_reason or "deadline"
+
+    @staticmethod
+    def _rank(candidate: Candidate, verdict: Verdict | None) -> tuple[bool, float]:
+        return bool(candidate.text.strip()), verdict.win_probability if verdict else 0.0
+
+    def _result(self, stop_reason: StopReason | None) -> Result:
+        assert stop_reason is not None
+        return Result(
+            id=self.id,
+            created=self.created,
+            strategy=self.options.strategy,
+            response=self.best,
+            improved=not same_text(self.best, self.reference),
+            reference=self.reference,
+            iterations=self.iterations,
+            stop_reason=stop_reason,
+            usage=self.usage,
+            models=self.plan.model_names(),
+            scoring=self.scoring,
+            ms=1000 * (time.perf_counter() - self.started),
+        )

@@ -1,0 +1,118 @@
+"""A run before it starts: every choice that follows from the request and the models, and every refusal."""
+
+from app.errors import BadRequest, ScoringUnavailable
+from app.improve import turns
+from app.improve.events import Scoring
+from app.improve.gate import Gate
+from app.improve.options import Models, Options
+from app.improve.prompts import Prompts
+from app.improve.turns import ModelName, Strategy, Turn
+
+
+class Plan:
+    """Validates a request against the models and holds what follows from it.
+
+    Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before anything is generated.
+    """
+
+    def __init__(self, models: Models, options: Options) -> None:
+        self.models, self.options = models, options
+        self.scoring: Scoring = self._scoring()
+        self.strategy: Strategy = self._strategy()
+        self.iteration_limit, self.width = self._limits()
+        self.prompts = Prompts(models, options)
+        self._check_names()
+        self._check_lengths()
+
+    def gate(self) -> Gate | None:
+        """A gate for this run, or None when nothing is scored."""
+        if self.scoring != "gap":
+            return None
+        assert self.models.scorer is not None
+        return Gate(self.models.scorer, self.models.calibration, self.options.messages)
+
+    def first_turn(self, baseline: str) -> Turn:
+        """The first turn of an attempt to improve `baseline`."""
+        return next(self.strategy(self.options.messages, baseline))
+
+    def model_names(self) -> dict[str, str]:
+        """The checkpoints that take part in this run, by what they do in it."""
+        names: set[ModelName] = {self.first_turn("").model}
+        if self.options.reference is None:
+            names.add("policy")
+        found: dict[str, str] = {name: self.models.engine(name).model_id for name in sorted(names)}
+        if self.scoring == "gap" and self.models.scorer:
+            found["gap_reward"] = self.models.scorer.model_id
+        return found
+
+    def _scoring(self) -> Scoring:
+        if self.options.scoring == "off":
+            return "off"
+        if self.models.scorer is not None:
+            return "gap"
+        if self.options.scoring == "required":
+            raise ScoringUnavailable(
+                "Scoring is required, and this server has no gap reward."
+                " Start it with --gap-reward, or send scoring: best_effort or off.",
+                param="scoring",
+            )
+        return "skipped"
+
+    def _strategy(self) -> Strategy:
+        if self.options.strategy == "pit":
+            return turns.pit(self.models.improve_turn)
+        if self.options.strategy == "self_refine":
+            return turns.self_refine(self.options.rubric)
+        if self.scoring == "off":
+            raise BadRequest("best_of_n chooses by score: leave scoring out, or choose another strategy.", param="scoring")
+        if self.scoring == "skipped":
+            raise ScoringUnavailable(
+                "best_of_n chooses by score, and this server has no gap reward. Start it with --gap-reward.",
+                param="strategy",
+            )
+        return turns.best_of_n()
+
+    def _limits(self) -> tuple[int, int]:
+        """How many iterations, and how many candidates in each."""
+        options = self.options
+        if options.strategy == "best_of_n":
+            width = options.candidates - (1 if options.reference is None else 0)
+            if width < 1:
+                raise BadRequest(
+                    "best_of_n without a reference compares candidates with each other: send candidates of 2 or more.",
+                    param="candidates",
+                )
+            return 1, width
+        if self.scoring == "off" and options.candidates > 1:
+            raise BadRequest(
+                f"candidates is {options.candidates}, and with scoring off nothing can choose among them: send 1.",
+                param="candidates",
+            )
+        if self.scoring == "skipped":
+            return 1, 1
+        return options.max_iterations, options.candidates
+
+    def _check_names(self) -> None:
+        """Every model that the run will need is there."""
+        if self.options.reference is None:
+            self.models.engine("policy")
+        self.models.engine(self.first_turn("").model)
+
+    def _check_lengths(self) -> None:
+        """The first prompts leave room for their responses, and the draft fits the token budget."""
+        options = self.options
+        if options.reference is None:
+            draft_tokens, room = self.prompts.check_room(turns.draft(options.messages), "messages")
+            if options.max_total_tokens is not None and draft_tokens + room > options.max_total_tokens:
+                raise BadRequest(
+                    f"max_total_tokens is {options.max_total_tokens}, and drafting alone may take {draft_tokens + room}"
+                    f" ({draft_tokens} to read, up to {room} to write). Raise it, or lower max_tokens.",
+                    param="max_total_tokens",
+                )
+            # The draft is not known yet: see at least that there is room beside an empty one.
+            self.prompts.check_room(self.first_turn(""), "messages")
+        else:
+            alone = self.models.engine(self.first_turn("").model)
+            without = len(alone.encode_chat(self.first_turn("").messages))
+            blame = "reference" if self.prompts.room(alone, without) is not None else "messages"
+            self.prompts.check_room(self.first_turn(options.reference), blame)

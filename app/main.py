@@ -1,0 +1,82 @@
+"""`create_app`: wiring and lifespan, nothing else."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import __version__
+from app.api import health, improve, openai
+from app.errors import AppError, BadRequest, from_status
+from app.middleware import RequestContext, error_response
+from app.runtime import ModelFactory, Runtime, start_models
+from app.settings import Settings
+from app.telemetry import Telemetry
+
+
+def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
+    """The ASGI application. `factory` starts the models; the server answers /health while it does."""
+    runtime, telemetry = Runtime(settings, factory), Telemetry()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        runtime.start()
+        yield
+        await runtime.stop()
+
+    app = FastAPI(
+        title="pit-serve",
+        version=__version__,
+        description="Improve responses with implicit self-improvement (PIT).",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
+    app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
+    app.add_exception_handler(AppError, _app_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    for module in (improve, openai, health):
+        app.include_router(module.router)
+    return app
+
+
+async def _app_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, AppError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself. Its own text is not shown; its headers (Allow) are."""
+    assert isinstance(error, HTTPException)
+    response = error_response(from_status(error.status_code, _printable(request.url.path), request.method))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    """The first thing that is wrong with the body, with the field's name and without its value."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    kind, place = first["type"], [str(part) for part in first["loc"] if part != "body"]
+    if kind == "json_invalid":
+        return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
+    name = _printable(".".join(place)) or None
+    if kind == "extra_forbidden":
+        message = f"Unknown field {name!r}: it is not supported here. Remove it; /openapi.json lists the fields."
+        return error_response(BadRequest(message, param=name, code="unknown_field"))
+    if kind == "missing":
+        if name is None:
+            return error_response(BadRequest("The body is empty. Send a JSON object.", code="missing_field"))
+        return error_response(BadRequest(f"{name} is missing.", param=name, code="missing_field"))
+    reason = first["msg"].removeprefix("Value error, ")
+    return error_response(BadRequest(f"{name or 'The body'}: {reason}.", param=name))
+
+
+def _printable(text: str) -> str:
+    """A client's text as it may appear in an error: short, and encodable."""
+    return text[:200].encode("utf-8", "backslashreplace").decode()

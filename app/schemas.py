@@ -1,0 +1,234 @@
+"""Requests and responses of the HTTP interface. Unknown fields are refused, never ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.improve.events import CandidateFinish, Scoring, StopReason
+from app.improve.options import Options, ScoringMode
+from app.improve.turns import DEFAULT_RUBRIC, StrategyName
+
+
+class RequestModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ResponseModel(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no text: send valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty: leave the field out to have a first response drafted, or send the text to improve")
+    return text
+
+
+class TextPart(RequestModel):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(RequestModel):
+    """One turn. `content` is text, or a list of text parts."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text | list[TextPart]
+
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+def _ends_with_user(messages: list[ChatMessage]) -> list[ChatMessage]:
+    if messages[-1].role != "user":
+        raise ValueError("must end with a message of the user; send a response to improve as `reference`")
+    return messages
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=1000), AfterValidator(_ends_with_user)]
+StopText = Annotated[Text, Field(min_length=1, max_length=200)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=4)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class LoopOptions(RequestModel):
+    """The options of the improvement loop, as /v1/improve and the `pit` object of a chat completion take them."""
+
+    max_iterations: int = Field(default=3, ge=1, le=20)
+    candidates: int = Field(default=1, ge=1, le=16)
+    strategy: StrategyName = "pit"
+    scoring: ScoringMode = "best_effort"
+    min_win_probability: float = Field(default=0.5, ge=0, le=1)
+    patience: int = Field(default=1, ge=1, le=20)
+    max_total_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
+    rubric: Annotated[str, AfterValidator(_encodable), Field(min_length=1, max_length=4000)] = DEFAULT_RUBRIC
+
+
+class SamplingOptions(RequestModel):
+    """None: as the checkpoint's generation_config.json recommends."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    seed: Seed | None = None
+    stop: Stop | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ImproveRequest(LoopOptions, SamplingOptions):
+    """`POST /v1/improve`."""
+
+    messages: Messages
+    reference: Annotated[Text, AfterValidator(_not_blank)] | None = None
+    stream: bool = False
+    store: Literal[False] | None = None
+    metadata: dict[str, Text] | None = Field(default=None, max_length=16)
+
+    def options(self) -> Options:
+        return make_options(self.messages, self, self, self.max_tokens, self.reference)
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(SamplingOptions):
+    """`POST /v1/chat/completions`. What is not listed here is refused with its name."""
+
+    model: Literal["policy", "pit"]
+    messages: Messages
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, Text] | None = Field(default=None, max_length=16)
+    user: Text | None = None
+    pit: LoopOptions | None = None
+
+    def options(self) -> Options:
+        limit = self.max_completion_tokens or self.max_tokens
+        return make_options(self.messages, self.pit or LoopOptions(), self, limit, None)
+
+
+class ScoreRequest(RequestModel):
+    """`POST /v1/score`: does `candidate` answer better than `baseline`?"""
+
+    messages: Messages
+    candidate: Text
+    baseline: Text
+
+
+def make_options(
+    messages: list[ChatMessage],
+    loop: LoopOptions,
+    sampling: SamplingOptions,
+    max_tokens: int | None,
+    reference: str | None,
+) -> Options:
+    """The core's options of a request."""
+    return Options(
+        messages=tuple({"role": m.role, "content": m.text()} for m in messages),
+        reference=reference,
+        strategy=loop.strategy,
+        max_iterations=loop.max_iterations,
+        candidates=loop.candidates,
+        scoring=loop.scoring,
+        min_win_probability=loop.min_win_probability,
+        patience=loop.patience,
+        max_total_tokens=loop.max_total_tokens,
+        deadline_s=None if loop.deadline_ms is None else loop.deadline_ms / 1000,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=max_tokens,
+        seed=sampling.seed,
+        stop=sampling.stops(),
+        rubric=loop.rubric,
+    )
+
+
+class TokenCountOut(ResponseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class UsageOut(ResponseModel):
+    draft: TokenCountOut
+    improve: TokenCountOut
+    score: TokenCountOut
+    total_tokens: int
+
+
+class IterationOut(ResponseModel):
+    """One iteration; `candidate` is the number of the chosen one, `usage` includes all of them and their scores."""
+
+    index: int
+    text: str
+    gap: float | None
+    win_probability: float | None
+    accepted: bool
+    finish_reason: CandidateFinish | None
+    candidate: int
+    usage: TokenCountOut
+    ms: float
+
+
+class Improvement(ResponseModel):
+    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object` and `metadata`."""
+
+    id: str
+    object: Literal["improvement"] = "improvement"
+    created: int
+    strategy: StrategyName
+    response: str
+    improved: bool
+    reference: str
+    iterations: list[IterationOut]
+    stop_reason: StopReason
+    usage: UsageOut
+    models: dict[str, str]
+    scoring: Scoring
+    ms: float
+    metadata: dict[str, str] | None = None
+
+
+class Score(ResponseModel):
+    object: Literal["score"] = "score"
+    gap: float
+    win_probability: float
+    model: str
+
+
+class ErrorBody(ResponseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorOut(ResponseModel):
+    """The body of every error."""
+
+    error: ErrorBody
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut} for status in (400, 404, 405, 413, 500, 503, 504)
+}

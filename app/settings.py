@@ -1,0 +1,86 @@
+"""Every setting of the server in one model: command line > PIT_* environment > YAML file > defaults."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used. The message names the setting and says what it should be."""
+
+
+class Settings(BaseSettings):
+    """The server's settings. Build it with `load_settings`, which also reads the YAML file."""
+
+    model_config = SettingsConfigDict(env_prefix="PIT_", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    policy: Path | None = Field(default=None, description="checkpoint directory of the policy: drafts, Self-Refine")
+    improver: Path | None = Field(default=None, description="checkpoint directory of the improver")
+    gap_reward: Path | None = Field(default=None, description="checkpoint directory of the gap reward: the gate")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="number format of the engines; auto: the checkpoint's own"
+    )
+    kv_cache_gib: int = Field(default=1, ge=1, description="key/value cache of each engine on a CPU, in GiB")
+    gpu_memory_utilization: float = Field(
+        default=0.4, gt=0, le=1, description="share of a GPU's memory that each engine takes"
+    )
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences that an engine decodes at a time")
+    max_model_len: int = Field(
+        default=8192, ge=16, description="context of checkpoints without a manifest, in tokens (at most the model's own)"
+    )
+    engine_start: Literal["fork", "spawn"] = Field(
+        default="fork", description="how engine processes start: fork is 20 s faster, spawn starts from nothing"
+    )
+    scoring_timeout_s: float = Field(default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds")
+    verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
+    max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
+    ping_interval_s: float = Field(default=10.0, gt=0, le=15, description="silence after which a stream sends a comment")
+    shutdown_grace_s: float = Field(default=20.0, ge=0, description="how long running requests may finish after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        """Only the command line (given as arguments) and the environment; the YAML file is merged below both."""
+        return init_settings, env_settings
+
+
+def load_settings(config: Path | None = None, **command_line: Any) -> Settings:
+    """Merge the sources. `command_line` values that are None count as not given.
+
+    Raises `SettingsError` for a file that cannot be read, an unknown key, or a value out of range.
+    """
+    given = {key: value for key, value in command_line.items() if value is not None}
+    from_file = _read_yaml(config) if config else {}
+    try:
+        environment = Settings(**given)
+        # What the environment and the command line left unset comes from the file.
+        missing = {key: value for key, value in from_file.items() if key not in environment.model_fields_set}
+        return Settings(**{**missing, **given}) if missing else environment
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"setting {name!r}: {first['msg']}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise SettingsError(f"{path} is not valid YAML: write one `setting: value` a line") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold `setting: value` lines, and holds a {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
