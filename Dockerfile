@@ -33,10 +33,17 @@ EXPOSE 8000
 ENTRYPOINT ["pit"]
 CMD ["serve", "--host", "0.0.0.0"]
 
+# Triton compiles its kernels when they are first used.
 FROM runtime AS gpu
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER pit
 COPY --from=build-gpu /venv /venv
 
 FROM runtime AS cpu
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
+USER pit
 ENV OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 COPY --from=build-cpu /venv /venv
 

