@@ -6,8 +6,8 @@ by who has the better number, example by example (`compare`), with a bootstrap i
 - Edit distance to the nearest human rewrite, for data where people improved a draft.
 - `ToxicityJudge`, for ParaDetox: logistic regression on n-grams, fitted on the training split of the data
   set and measured on its dev split. It sees words, not typing: case, spacing and punctuation are removed
-  first, because in ParaDetox every draft is lower-cased and tokenised (" ." at the end) and the rewrites
-  are not, so that a judge of raw text would learn to tell typists apart.
+  first, because in ParaDetox every draft is lower case and most are tokenised (" ." at the end), and most
+  rewrites are neither: a judge of raw text would learn to tell typists apart.
 
 Beyond the paper, whose judges are GPT-4, a DeBERTa reward model and people. No torch, no trainer library.
 """
