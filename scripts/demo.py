@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--exit", action="store_true", help="stop the server after the improvement")
     options = parser.parse_args()
     stay = not options.exit and sys.stdin.isatty() and sys.stdout.isatty()
+    # So that `finally` stops the server then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         demo(options.port, stay)
     except DemoError as error:
@@ -146,21 +148,35 @@ def wait_for_interrupt(server: "subprocess.Popen[bytes]", log: Path) -> None:
     raise DemoError(f"the server stopped by itself with exit code {code}:\n{tail(log)}")
 
 
-def stop(server: "subprocess.Popen[bytes]") -> None:
-    if server.poll() is not None:
+def stop(process: "subprocess.Popen[bytes]", ask: bool = True) -> None:
+    """End a process that this script started, by force when it takes too long."""
+    if process.poll() is not None:
         return
-    server.terminate()
+    if ask:
+        process.terminate()
     try:
-        server.wait(STOP_WITHIN)
+        process.wait(STOP_WITHIN)
     except subprocess.TimeoutExpired:
-        say(f"the server did not stop within {STOP_WITHIN:.0f} s: killing it")
-        # Its own session, so this ends the engine processes that it started, and nothing else.
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        say(f"process {process.pid} did not stop within {STOP_WITHIN:.0f} s: killing it")
+        if os.getpgid(process.pid) == process.pid:
+            # The server leads a group of its own: its engine processes go with it, and nothing else.
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
 
 
 def run(command: list[str | Path]) -> None:
-    code = subprocess.run([str(part) for part in command], cwd=ROOT, check=False).returncode
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C reached the command too: it gets the time to save what it has.
+        stop(process, ask=False)
+        raise
+    except SystemExit:
+        stop(process)
+        raise
     if code != 0:
         raise DemoError(f"`{Path(str(command[0])).name} {command[1]}` failed with exit code {code}")
 

@@ -6,10 +6,12 @@ The real commands run in the demo itself; here it is the script between them tha
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,9 @@ import http.server, os, sys
 with open("calls.txt", "a") as calls:
     print("pit", *sys.argv[1:], file=calls)
 if sys.argv[1] == "serve":
+    if os.environ.get("DEAF"):
+        import signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if os.environ.get("BROKEN"):
         sys.exit("no such checkpoint")
     class Ready(http.server.BaseHTTPRequestHandler):
@@ -135,3 +140,42 @@ def test_the_server_stops_when_the_improvement_fails(
     with pytest.raises(demo.DemoError, match="`pit improve` failed with exit code 1"):
         demo.demo(port, stay=False)
     assert_stopped(place)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_told_to_stop(place: Path, port: int, number: signal.Signals) -> None:
+    code = (
+        "import pathlib, sys\nfrom scripts import demo\n"
+        f"demo.ROOT = demo.BIN = pathlib.Path({str(place)!r}); demo.RUN = demo.ROOT / 'runs/demo'\n"
+        f"sys.argv = ['demo', '--port', '{port}']\n"
+        "sys.stdin.isatty = sys.stdout.isatty = lambda: True\n"
+        "demo.main()\n"
+    )
+    script = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    try:
+        wait_for(
+            lambda: (place / "calls.txt").exists() and "pit improve" in (place / "calls.txt").read_text()
+        )
+        time.sleep(0.5)
+        assert script.poll() is None
+        script.send_signal(number)
+        assert script.wait(20) == (0 if number == signal.SIGINT else 143)
+    finally:
+        script.kill()
+    assert_stopped(place)
+
+
+def test_a_server_that_does_not_stop_is_killed(
+    place: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEAF", "1")
+    monkeypatch.setattr(demo, "STOP_WITHIN", 0.5)
+    demo.demo(port, stay=False)
+    assert_stopped(place)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
