@@ -1,0 +1,65 @@
+"""What each model reads, as chat messages: the conversation is the interface (METHOD §4).
+
+The improver's input is an ordinary chat, `prompt`, the reference as the assistant's turn, and one fixed neutral
+sentence as the user's next turn; the gap reward reads the same chat with the candidate as the last turn. So any chat
+template works, and training and serving agree when both render these messages with the checkpoint's own template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from training.data import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Conversation = list[Message]
+
+
+def assistant(content: str) -> Message:
+    return Message(role="assistant", content=content)
+
+
+def improver_messages(prompt: Sequence[Message], reference: str, improve_turn: str) -> Conversation:
+    """(x, y_ref) as the improver reads it; the generation prompt follows."""
+    return [*prompt, assistant(reference), Message(role="user", content=improve_turn)]
+
+
+def gap_messages(prompt: Sequence[Message], candidate: str, baseline: str, improve_turn: str) -> Conversation:
+    """r_gap(x, candidate, baseline): is the candidate, which stands last, better than the baseline?"""
+    return [*improver_messages(prompt, baseline, improve_turn), assistant(candidate)]
+
+
+def reward_messages(prompt: Sequence[Message], response: str) -> Conversation:
+    """r(x, response), the pointwise reward."""
+    return [*prompt, assistant(response)]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, generation_prompt: bool = False
+) -> list[list[int]]:
+    """Token ids of each conversation, exactly as the chat template renders it."""
+    ids: list[list[int]] = tokenizer.apply_chat_template(
+        list(conversations), add_generation_prompt=generation_prompt, return_dict=False
+    )
+    return ids
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, response: str
+) -> tuple[list[int], list[int]]:
+    """(prompt ids with the generation prompt, ids of the response with the template's end of turn).
+
+    Raises:
+        ValueError: the template does not render a conversation as an extension of its own generation prompt.
+    """
+    prompt, whole = encode(tokenizer, [messages], generation_prompt=True)[0], []
+    whole = encode(tokenizer, [[*messages, assistant(response)]])[0]
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(
+            "the chat template renders an answered conversation differently from its generation prompt "
+            "(templates that insert or drop reasoning do); use a template whose answer continues the prompt"
+        )
+    return prompt, whole[len(prompt) :]

@@ -1,0 +1,228 @@
+"""Writes checkpoint directories: an ordinary Hugging Face model plus the manifest `pit.json` (docs/checkpoint.md).
+
+In the pipeline every stage that trains a model ends here. A directory appears whole or not at all: it is written
+beside its place, synced, and renamed. Golden samples let a server prove that it computes what training computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from training.chat import encode, encode_completion, gap_messages, improver_messages, reward_messages
+from training.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from training.config import RunConfig
+    from training.data import PreferencePair
+
+FORMAT = 1
+MANIFEST = "pit.json"
+Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward"]
+_HASHED = (".safetensors", ".bin", "config.json", "tokenizer.json", "tokenizer_config.json", ".jinja", "vocab.json", "merges.txt")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint comes from: content hashes, the data's own record, figures of its training."""
+
+    base: str | None
+    anchor: str | None
+    data: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """sha256 of each file that decides what the model computes."""
+    names = sorted(p.name for p in directory.iterdir() if p.name.endswith(_HASHED))
+    return {name: file_hash(directory / name) for name in names}
+
+
+def content_hash(directory: Path) -> str:
+    """One hash for a model directory: over the lines "NAME HEX\n" of `hash_files`, sorted by name."""
+    lines = (f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(hash_files(directory).items()))
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, not JSON, or of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; the directory is not a finished checkpoint") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); train this stage again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{path}: format {found!r}, this version writes and reads {FORMAT}")
+    return manifest
+
+
+def check_files(directory: Path) -> dict[str, Any]:
+    """Read the manifest and compare every file with its hash.
+
+    Raises:
+        CheckpointError: a file is missing or changed since it was published.
+    """
+    manifest = read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        if not path.exists():
+            raise CheckpointError(f"{path}: missing; delete {directory} and run again to train this stage anew")
+        if file_hash(path) != expected:
+            raise CheckpointError(
+                f"{path}: does not match its hash in {MANIFEST}; delete {directory} and run again to train it anew"
+            )
+    return manifest
+
+
+def publish(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    role: Role,
+    golden: Sequence[Mapping[str, Any]],
+    provenance: Provenance,
+) -> None:
+    """Write model, tokenizer and manifest to `directory`, atomically."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    manifest = {
+        "format": FORMAT,
+        "role": role,
+        "improve_turn": config.improve_turn if role != "reward" else None,
+        "context_length": _context_length(model, config),
+        "length_budget": config.length.model_dump(),
+        "gap": None,
+        "base": provenance.base,
+        "anchor": provenance.anchor,
+        "files": hash_files(temporary),
+        "golden": list(golden),
+        "data": dict(provenance.data),
+        "metrics": dict(provenance.metrics),
+        "config_hash": config.digest(directory.name),
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "version": _version(),
+    }
+    _write_json(temporary / MANIFEST, manifest)
+    for path in temporary.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if directory.exists():
+        shutil.rmtree(directory)
+    temporary.rename(directory)
+    _sync_directory(directory.parent)
+
+
+def update_manifest(directory: Path, changes: Mapping[str, Any]) -> None:
+    """Replace fields of a published manifest (calibration comes after training), atomically."""
+    manifest = {**read_manifest(directory), **changes}
+    temporary = directory / f".{MANIFEST}.{os.getpid()}"
+    _write_json(temporary, manifest)
+    temporary.replace(directory / MANIFEST)
+    _sync_directory(directory)
+
+
+def generation_golden(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    improve_turn: str | None,
+) -> list[dict[str, Any]]:
+    """Golden samples of a policy (`improve_turn` None) or an improver: log-probabilities of the chosen response."""
+    samples = []
+    for pair in pairs:
+        messages = list(pair.prompt)
+        if improve_turn is not None:
+            messages = improver_messages(pair.prompt, pair.rejected, improve_turn)
+        prompt_ids, completion_ids = encode_completion(tokenizer, messages, pair.chosen)
+        with torch.inference_mode():
+            input_ids = torch.tensor([prompt_ids + completion_ids], device=model.device)
+            logits = model(input_ids).logits[0, len(prompt_ids) - 1 : -1].float()
+        chosen = logits.log_softmax(-1).gather(1, input_ids[0, len(prompt_ids) :, None])[:, 0]
+        samples.append(
+            {
+                "messages": messages,
+                "prompt_ids": prompt_ids,
+                "completion_ids": completion_ids,
+                "logprobs": [round(value, 6) for value in chosen.tolist()],
+            }
+        )
+    return samples
+
+
+def score_golden(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    improve_turn: str | None,
+) -> list[dict[str, Any]]:
+    """Golden samples of a pointwise reward (`improve_turn` None) or a gap reward: raw scores."""
+    samples: list[dict[str, Any]] = []
+    for pair in pairs:
+        sample: dict[str, Any] = {"messages": list(pair.prompt), "candidate": pair.chosen}
+        messages = reward_messages(pair.prompt, pair.chosen)
+        if improve_turn is not None:
+            sample["baseline"] = pair.rejected
+            messages = gap_messages(pair.prompt, pair.chosen, pair.rejected, improve_turn)
+        input_ids = encode(tokenizer, [messages])[0]
+        with torch.inference_mode():
+            score = model(torch.tensor([input_ids], device=model.device)).logits[0, 0].item()
+        samples.append({**sample, "input_ids": input_ids, "score": round(score, 6)})
+    return samples
+
+
+def _context_length(model: PreTrainedModel, config: RunConfig) -> int:
+    limit = int(model.config.max_position_embeddings)
+    needed = config.length.prompt + config.length.reference + config.length.response
+    if needed > limit:
+        raise CheckpointError(f"the length budget needs {needed} tokens, the model has {limit} positions")
+    return limit
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(record, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _version() -> str:
+    try:
+        return version("pit-serve")
+    except PackageNotFoundError:
+        return "0+unknown"

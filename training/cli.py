@@ -1,0 +1,71 @@
+"""`pit-train`: preference pairs in, a policy, an improver and a calibrated gap reward out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.errors import TrainingError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Look at preference data.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=value.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file, see training/configs.")],
+    overrides: Overrides = None,
+    retrain: Annotated[bool, typer.Option(help="Train stages again whose settings changed.")] = False,
+) -> None:
+    """Run the whole pipeline; the same command again resumes a run that stopped."""
+    from rich.console import Console
+
+    from training.config import load_config
+    from training.pipeline import run as run_pipeline
+
+    run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain)
+
+
+@data_app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file of preference pairs, plain or .gz.")],
+    format: Annotated[str, typer.Option(help="chat_pairs or hh_rlhf.")] = "chat_pairs",
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
+) -> None:
+    """Read a file of preference pairs and report what it holds and what is left out."""
+    from training.data import load_pairs
+
+    report = load_pairs(format, path).report  # type: ignore[arg-type]
+    print(json.dumps(report.as_dict(), indent=1) if as_json else report.text())
+
+
+@data_app.command()
+def sample(
+    index: Annotated[int, typer.Option(min=0, help="Which pair.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the data set.")] = 2026,
+) -> None:
+    """Print one synthetic help-desk preference pair as JSON."""
+    from training.synthetic import make_pairs
+
+    pair = make_pairs(index + 1, seed)[index]
+    print(json.dumps({"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen, "rejected": pair.rejected}))
+
+
+def main() -> None:
+    """Entry point: a `TrainingError` is one readable message and exit status 2, never a traceback."""
+    try:
+        app()
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

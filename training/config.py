@@ -1,0 +1,229 @@
+"""Configuration: one frozen model a stage, read from YAML with `a.b=c` overrides.
+
+A configuration is never changed behind the user's back: what does not fit raises `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.errors import ConfigError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Frozen):
+    """Where the preference pairs come from. `helpdesk` is written by synthetic.py and needs no file."""
+
+    format: Literal["helpdesk", "chat_pairs", "hh_rlhf"]
+    path: Path | None = None
+    heldout_path: Path | None = None
+    limit: int | None = Field(default=None, ge=10)
+    pairs: int = Field(default=20_000, ge=30)
+    noise: float = Field(default=1.0, gt=0)
+    heldout: int = Field(default=1_000, ge=10)
+    split: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
+    split_key: Literal["prompt", "prompt+rejected"] = "prompt"
+
+    @model_validator(mode="after")
+    def _path_fits_format(self) -> DataConfig:
+        if self.format != "helpdesk" and self.path is None:
+            raise ValueError(f"data.path is needed for format {self.format!r}: add data.path=FILE")
+        return self
+
+
+class LengthBudget(_Frozen):
+    """Tokens for the prompt, the reference and the response (each with its end of turn)."""
+
+    prompt: int = Field(ge=8)
+    reference: int = Field(ge=8)
+    response: int = Field(ge=8)
+
+
+class OptimizerConfig(_Frozen):
+    """Steps, batch and learning rate. `batch` counts examples over all processes."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    batch: int = Field(ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> OptimizerConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps, not both and not neither")
+        return self
+
+
+class ScratchModel(_Frozen):
+    """A transformer trained from nothing, with a byte-level BPE tokenizer of its own."""
+
+    architecture: Literal["llama", "qwen3"] = "qwen3"
+    vocabulary: int = Field(default=768, ge=300)
+    hidden: int = Field(default=128, ge=64, multiple_of=64)
+    layers: int = Field(default=4, ge=1)
+    mlp: int = Field(default=256, ge=32)
+
+
+class BaseConfig(_Frozen):
+    """The base model: a directory or hub name (`path`), or one trained here from scratch."""
+
+    path: str | None = None
+    model: ScratchModel = ScratchModel()
+    documents: int = Field(default=8_000, ge=10)
+    recitation_first: int = Field(default=2_000, ge=0)
+    recitation_share: float = Field(default=0.15, ge=0, le=1)
+    optimizer: OptimizerConfig | None = None
+
+    @model_validator(mode="after")
+    def _scratch_needs_optimizer(self) -> BaseConfig:
+        if (self.path is None) == (self.optimizer is None):
+            raise ValueError("give base.path (an existing model) or base.optimizer (train one from scratch)")
+        return self
+
+
+class SftConfig(_Frozen):
+    """Supervised fine-tuning; `replay` adds that share of base documents (scratch models only)."""
+
+    optimizer: OptimizerConfig
+    replay: float = Field(default=0.0, ge=0, le=1)
+
+
+class RewardConfig(_Frozen):
+    optimizer: OptimizerConfig
+
+
+class GapRewardConfig(_Frozen):
+    """The gap reward; `loss: single` is the ablation with only the wl > lw term."""
+
+    optimizer: OptimizerConfig
+    loss: Literal["five_terms", "single"] = "five_terms"
+    centering: Literal["self", "antisymmetric"] = "antisymmetric"
+    ensemble: int = Field(default=1, ge=1, le=8)
+
+
+class RlConfig(_Frozen):
+    """RLOO. For the improver, `steps` are the steps of phase 0 and of phase 1, in one ordered run."""
+
+    steps: tuple[int, ...]
+    prompts: int = Field(ge=2)
+    samples: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    beta: float = Field(ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    truncation_penalty: float = Field(default=-5.0, le=0)
+
+
+class SamplingConfig(_Frozen):
+    """The sampling that the checkpoints recommend (generation_config.json)."""
+
+    policy_temperature: float = Field(default=0.8, ge=0)
+    improver_temperature: float = Field(default=0.4, ge=0)
+
+
+class RunConfig(_Frozen):
+    """A whole run, preference pairs in, policy, improver and gap reward out."""
+
+    name: str
+    output: Path
+    seed: int = 7
+    processes: int | Literal["auto"] = "auto"
+    improve_turn: str = "Please improve your answer."
+    saves: int = Field(default=4, ge=1)
+    data: DataConfig
+    length: LengthBudget
+    base: BaseConfig
+    sft_policy: SftConfig
+    sft_improver: SftConfig
+    reward: RewardConfig | None = None
+    gap_reward: GapRewardConfig
+    rl_policy: RlConfig | None = None
+    rl_improver: RlConfig
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> RunConfig:
+        if (self.reward is None) != (self.rl_policy is None):
+            raise ValueError("reward and rl_policy belong together: the policy is trained on the pointwise reward")
+        if self.rl_policy is not None and len(self.rl_policy.steps) != 1:
+            raise ValueError("rl_policy.steps takes one number")
+        if len(self.rl_improver.steps) != 2:
+            raise ValueError("rl_improver.steps takes two numbers: the steps of phase 0 and of phase 1")
+        return self
+
+    @property
+    def process_count(self) -> int:
+        """Training processes, one thread each: two small processes beat one with two threads on a CPU."""
+        return min(os.cpu_count() or 1, 4) if self.processes == "auto" else self.processes
+
+    def digest(self, stage: str) -> str:
+        """Content hash of every setting that decides a stage's result, those of the stages before it included."""
+        record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
+        return "sha256:" + hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+_COMMON = ("name", "seed", "improve_turn", "data", "length", "base", "sampling")
+# A stage's own settings and those of the stages whose result it reads.
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "policy_sft": ("sft_policy",),
+    "improver_sft": ("sft_improver",),
+    "reward": ("sft_policy", "reward"),
+    "gap_reward": ("sft_improver", "gap_reward"),
+    "policy": ("sft_policy", "reward", "rl_policy"),
+    "improver": ("sft_policy", "sft_improver", "reward", "gap_reward", "rl_policy", "rl_improver"),
+}
+
+
+def _sections(stage: str) -> tuple[str, ...]:
+    return _SECTIONS["gap_reward" if stage.startswith("gap_reward") else stage]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read YAML and apply overrides of the form `a.b=value` (the value is YAML too).
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; the message names it.
+    """
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path}: must hold a mapping of keys, see training/configs/demo.yaml")
+    for override in overrides:
+        _apply(record, override)
+    try:
+        return RunConfig.model_validate(record)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or 'run'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path}:\n" + "\n".join(lines)) from error
+
+
+def _apply(record: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: must look like a.b=value")
+    *parents, leaf = key.split(".")
+    node = record
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    node[leaf] = yaml.safe_load(value)

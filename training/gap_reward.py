@@ -1,0 +1,136 @@
+"""The gap reward r_gap(x, y1, y2): how much better candidate y1 is than baseline y2 (METHOD §2).
+
+In the pipeline it stands after the improver's SFT, whose weights it starts from (a better start than the base model,
+by METHOD §6). Its loss reads four scores of one pair: (w,l), (w,w), (l,l), (l,w).
+
+TRL has no trainer for a loss over four sequences, so this is transformers' Trainer with its public `compute_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from training.chat import encode, gap_messages
+from training.checkpoint import Provenance, content_hash, publish, score_golden
+from training.losses import gap_loss, pairwise_loss
+from training.models import load_reward_model, load_tokenizer
+from training.optim import make_optimizer
+from training.pipeline_paths import data_record, gap_reward_names
+from training.prepare import read_part
+from training.runtime import Worker
+from training.trainers import Reporter, common_arguments, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from training.data import Message
+
+ORDER = ("wl", "ww", "ll", "lw")  # candidate first, baseline second
+
+
+class GapTrainer(Trainer):  # type: ignore[misc]
+    """A batch holds the four sequences of each pair, block by block in `ORDER`."""
+
+    single_term = False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        outputs = model(**inputs, use_cache=False)
+        wl, ww, ll, lw = outputs.logits[:, 0].float().chunk(4)
+        loss = (pairwise_loss(wl, lw) if self.single_term else gap_loss(wl, ww, ll, lw)).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class GapCollator:
+    """Pads on the right, where the sequence classifier looks for the last real token."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return pad_right([row[name] for name in ORDER for row in rows], self.pad_token_id)
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, both (batch, longest)."""
+    longest = max(map(len, sequences))
+    input_ids = torch.tensor([[*s, *[pad_token_id] * (longest - len(s))] for s in sequences])
+    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences])
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, batch: int = 64
+) -> list[float]:
+    """Raw logits of encoded conversations, in their order; sorted by length inside, so that padding is short."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    scores = [0.0] * len(sequences)
+    model.eval()
+    for start in range(0, len(order), batch):
+        indices = order[start : start + batch]
+        inputs = pad_right([sequences[i] for i in indices], pad_token_id)
+        logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, use_cache=False).logits[:, 0]
+        for i, value in zip(indices, logits.float().tolist(), strict=True):
+            scores[i] = value
+    return scores
+
+
+def gap_scores(
+    models: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[Message], str, str]],
+    improve_turn: str,
+) -> list[float]:
+    """Mean r_gap of the ensemble for rows (prompt, candidate, baseline)."""
+    encoded = encode(tokenizer, [gap_messages(x, candidate, baseline, improve_turn) for x, candidate, baseline in rows])
+    each = [score(model, encoded, tokenizer.pad_token_id) for model in models]
+    return [sum(values) / len(values) for values in zip(*each, strict=True)]
+
+
+def train_gap_reward(worker: Worker) -> None:
+    """Train and publish the gap reward that the stage is named after."""
+    config, gap = worker.config, worker.config.gap_reward
+    member = gap_reward_names(config).index(worker.stage)
+    source = config.output / "improver_sft"
+    tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed + member)
+    pairs = read_part(config, "reward")
+    columns: dict[str, Any] = {}
+    for name in ORDER:
+        texts = [
+            gap_messages(
+                pair.prompt,
+                pair.chosen if name[0] == "w" else pair.rejected,
+                pair.chosen if name[1] == "w" else pair.rejected,
+                config.improve_turn,
+            )
+            for pair in pairs
+        ]
+        columns[name] = encode(tokenizer, texts)
+    columns["length"] = [max(map(len, rows)) for rows in zip(*(columns[name] for name in ORDER), strict=True)]
+    arguments = common_arguments(worker, gap.optimizer)
+    trainer = GapTrainer(
+        model=model,
+        args=TrainingArguments(
+            **{**arguments, "seed": config.seed + member, "train_sampling_strategy": "group_by_length"},
+            length_column_name="length",
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        data_collator=GapCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        callbacks=[Reporter(worker)],
+        optimizers=(make_optimizer(model, gap.optimizer), None),
+    )
+    trainer.single_term = gap.loss == "single"
+    train(trainer, worker)
+    if worker.main:
+        golden = score_golden(model.eval(), tokenizer, read_part(config, "heldout")[:3], config.improve_turn)
+        provenance = Provenance(content_hash(source), None, data_record(config), {})
+        publish(config.output / worker.stage, model, tokenizer, config, "gap_reward", golden, provenance)

@@ -1,0 +1,38 @@
+"""Figures that show what RL is really doing: copying, length, truncation, and the gold score where there is one.
+
+A reward model's own score rises also when it is being hacked; these do not feed back into training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from training.config import RunConfig
+from training.data import Message
+from training.synthetic import gold_score
+
+
+class Monitor:
+    """Computes means over a batch of samples."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.gold = config.data.format == "helpdesk"
+
+    def figures(
+        self,
+        questions: Sequence[Sequence[Message]],
+        responses: Sequence[str],
+        references: Sequence[str],
+        ended: Sequence[bool],
+    ) -> dict[str, float]:
+        """`copied` (share equal to its reference), `words`, `truncated` (share), and `gold` (points)."""
+        count = len(responses)
+        figures = {
+            "copied": sum(y.strip() == ref.strip() for y, ref in zip(responses, references, strict=True)) / count,
+            "words": sum(len(y.split()) for y in responses) / count,
+            "truncated": 1 - sum(ended) / count,
+        }
+        if self.gold:
+            scores = [gold_score(x[-1]["content"], y) for x, y in zip(questions, responses, strict=True)]
+            figures["gold"] = sum(scores) / count
+        return figures

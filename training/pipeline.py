@@ -1,0 +1,167 @@
+"""The whole pipeline: the stages in order, resumed where a run stopped, and a table of their figures at the end.
+
+This file is the map: read STAGES.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from training.checkpoint import check_files, read_manifest
+from training.config import RunConfig
+from training.errors import ConfigError
+from training.pipeline_paths import gap_reward_names
+from training.prepare import prepare_data
+from training.runtime import Progress, run_stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline: the checkpoint that it publishes, and the function that every worker runs."""
+
+    name: str
+    function: str
+    meaning: str
+
+
+def stages(config: RunConfig) -> list[Stage]:
+    """Every model stage, in order."""
+    found = []
+    if config.base.path is None:
+        found.append(Stage("base", "training.base:train_base", "base model from scratch"))
+    found.append(Stage("policy_sft", "training.sft:train_policy", "policy: supervised fine-tuning"))
+    found.append(Stage("improver_sft", "training.sft:train_improver", "improver: supervised fine-tuning"))
+    if config.reward is not None:
+        found.append(Stage("reward", "training.reward:train_reward", "pointwise reward"))
+    for name in gap_reward_names(config):
+        found.append(Stage(name, "training.gap_reward:train_gap_reward", "gap reward"))
+    if config.rl_policy is not None:
+        found.append(Stage("policy", "training.rl:train_policy", "policy: RLOO on the reward"))
+    else:
+        found.append(Stage("policy", "training.sft:promote_policy", "policy: as after fine-tuning"))
+    found.append(Stage("improver", "training.rl:train_improver", "improver: RLOO on the gap reward, phases 0 and 1"))
+    return found
+
+
+def run(config: RunConfig, console: Console, *, retrain: bool = False) -> None:
+    """Run every stage that is not finished; calling it again after a kill goes on from the last save.
+
+    Raises:
+        ConfigError: a finished stage was trained with other settings and `retrain` is off.
+        TrainingError: a stage failed.
+    """
+    started = time.monotonic()
+    config.output.mkdir(parents=True, exist_ok=True)
+    _save_config(config)
+    if not _data_ready(config) or retrain:
+        console.print(prepare_data(config))
+    seconds: dict[str, float] = {}
+    retraining = False
+    with _bar(console) as bar:
+        for stage in stages(config):
+            if not retraining and _finished(config, stage, retrain):
+                bar.console.print(f"[dim]{stage.name}: finished before[/dim]")
+                continue
+            retraining = retrain
+            seconds[stage.name] = _run_with_bar(config, stage, bar)
+        calibration = _calibrate(config, bar)
+    console.print(summary(config, seconds, calibration))
+    console.print(f"[bold]{config.output}[/bold]: done in {_clock(time.monotonic() - started)}")
+
+
+def _run_with_bar(config: RunConfig, stage: Stage, bar: Bar) -> float:
+    started = time.monotonic()
+    task = bar.add_task(stage.name, total=None, figures="starting")
+
+    def show(progress: Progress) -> None:
+        bar.update(task, completed=progress.done, total=progress.total, figures=progress.figures)
+
+    run_stage(config, stage.name, stage.function, show)
+    bar.remove_task(task)
+    seconds = time.monotonic() - started
+    bar.console.print(f"[green]{stage.name}[/green]: {stage.meaning}, {_clock(seconds)}")
+    shutil.rmtree(config.output / "stages" / stage.name, ignore_errors=True)
+    return seconds
+
+
+def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
+    manifest = read_manifest(config.output / "gap_reward")
+    if manifest["gap"] is None:
+        return dict(run_stage(config, "calibrate", "training.calibrate:calibrate", lambda _: None))
+    return dict(manifest["gap"]["calibration"])
+
+
+def _finished(config: RunConfig, stage: Stage, retrain: bool) -> bool:
+    directory = config.output / stage.name
+    if not directory.exists():
+        return False
+    manifest = check_files(directory)
+    if manifest["config_hash"] == config.digest(stage.name):
+        return True
+    if not retrain:
+        raise ConfigError(
+            f"{directory} was trained with other settings. Give another output (output=DIR) to keep it, "
+            "or --retrain to train this stage and the ones after it again"
+        )
+    return False
+
+
+def _data_ready(config: RunConfig) -> bool:
+    marker = config.output / "data" / "settings.json"
+    return marker.exists() and marker.read_text(encoding="utf-8") == config.digest("base")
+
+
+def _save_config(config: RunConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (config.output / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def _bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("{task.description:>14}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        transient=True,
+    )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def summary(config: RunConfig, seconds: dict[str, float], calibration: dict[str, Any]) -> Table:
+    """A short table: each stage, its time, its last figures."""
+    table = Table(title=config.name, title_justify="left")
+    for column in ("stage", "time", "figures"):
+        table.add_column(column)
+    last = _last_metrics(config.output / "metrics.jsonl")
+    shown = ("loss", "accuracy", "reward", "kl", "gold", "copied", "truncated")
+    for stage in stages(config):
+        figures = last.get(stage.name, {})
+        text = "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)
+        table.add_row(stage.name, _clock(seconds[stage.name]) if stage.name in seconds else "before", text)
+    table.add_row("calibration", "", "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in calibration.items()))
+    return table
+
+
+def _last_metrics(path: Path) -> dict[str, dict[str, float]]:
+    last: dict[str, dict[str, float]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            last.setdefault(record["stage"], {}).update(record)
+    return last

@@ -1,0 +1,47 @@
+"""The pointwise reward r(x, y): L = −log σ( r(x,y_w) − r(x,y_l) ), TRL's RewardTrainer (METHOD §2).
+
+In the pipeline it is what the policy's RL maximizes. It starts from the policy's SFT checkpoint.
+"""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from trl import RewardConfig, RewardTrainer
+
+from training.chat import encode, reward_messages
+from training.checkpoint import Provenance, content_hash, publish, score_golden
+from training.models import load_reward_model, load_tokenizer
+from training.optim import make_optimizer
+from training.pipeline_paths import data_record
+from training.prepare import read_part
+from training.runtime import Worker
+from training.trainers import Reporter, common_arguments, train
+
+
+def train_reward(worker: Worker) -> None:
+    """Train and publish `reward`."""
+    config = worker.config
+    assert config.reward is not None
+    source = config.output / "policy_sft"
+    tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed)
+    pairs = read_part(config, "reward")
+    chosen = encode(tokenizer, [reward_messages(pair.prompt, pair.chosen) for pair in pairs])
+    rejected = encode(tokenizer, [reward_messages(pair.prompt, pair.rejected) for pair in pairs])
+    lengths = [max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True)]
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(
+            **{**common_arguments(worker, config.reward.optimizer), "train_sampling_strategy": "group_by_length"},
+            length_column_name="length",
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected, "length": lengths}),
+        processing_class=tokenizer,
+        callbacks=[Reporter(worker, ("loss", "accuracy"))],
+        optimizers=(make_optimizer(model, config.reward.optimizer), None),
+    )
+    train(trainer, worker)
+    if worker.main:
+        golden = score_golden(model.eval(), tokenizer, read_part(config, "heldout")[:3], None)
+        provenance = Provenance(content_hash(source), None, data_record(config), {})
+        publish(config.output / "reward", model, tokenizer, config, "reward", golden, provenance)

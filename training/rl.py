@@ -1,0 +1,196 @@
+"""Reinforcement learning of the policy and of the improver, TRL's RLOOTrainer (METHOD §3).
+
+policy:   max E[ r(x, y) ] − β·KL(M_P ‖ M_P^SFT)
+improver: max E[ r_gap(x, y, y_ref) ] − β·KL(M_PIT ‖ M_PIT^SFT), in two phases: y_ref from the data (both y_l and
+y_w), then y_ref from the policy that RL has trained.
+
+Both phases are ONE run over an ordered data set, because the trainer takes the KL anchor from the checkpoint that it
+loads: a second run would anchor on the first phase's result. The algorithm and all its settings are our choice, the
+paper leaves them open.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from trl import RLOOConfig, RLOOTrainer
+
+from training.chat import Conversation, encode, improver_messages
+from training.checkpoint import Provenance, Role, content_hash, generation_golden, publish
+from training.config import RlConfig
+from training.data import Message
+from training.errors import TrainingError
+from training.gap_reward import gap_scores, score
+from training.generate import sample_responses
+from training.models import load_causal_lm, load_reward_model, load_tokenizer, recommend_sampling
+from training.monitors import Monitor
+from training.pipeline_paths import data_record, gap_reward_names
+from training.prepare import read_part
+from training.runtime import Worker
+from training.trainers import Reporter, common_arguments, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, Any]
+Scorer = Callable[[Sequence[Sequence[Message]], Sequence[str], Sequence[str]], list[float]]
+
+
+def train_policy(worker: Worker) -> None:
+    """Train and publish `policy`."""
+    config = worker.config
+    assert config.rl_policy is not None
+    rl = config.rl_policy
+    tokenizer = load_tokenizer(config.output / "reward")
+    model = load_reward_model(config.output / "reward", config.seed)
+
+    def rewards(questions: Sequence[Sequence[Message]], candidates: Sequence[str], _: Sequence[str]) -> list[float]:
+        texts = [[*x, Message(role="assistant", content=y)] for x, y in zip(questions, candidates, strict=True)]
+        return score(model, encode(tokenizer, texts), tokenizer.pad_token_id)
+
+    prompts = _draw([list(pair.prompt) for pair in read_part(config, "rl")], rl.steps[0] * rl.prompts, config.seed)
+    rows = [{"prompt": prompt, "question": prompt, "reference": "", "phase": 0} for prompt in prompts]
+    _train(worker, rl, rows, rewards, "policy")
+
+
+def train_improver(worker: Worker) -> None:
+    """Train and publish `improver`."""
+    config, rl = worker.config, worker.config.rl_improver
+    names = gap_reward_names(config)
+    tokenizer = load_tokenizer(config.output / names[0])
+    models = [load_reward_model(config.output / name, config.seed) for name in names]
+
+    def rewards(
+        questions: Sequence[Sequence[Message]], candidates: Sequence[str], references: Sequence[str]
+    ) -> list[float]:
+        rows = list(zip(questions, candidates, references, strict=True))
+        return gap_scores(models, tokenizer, rows, config.improve_turn)
+
+    pairs = read_part(config, "rl")
+    phase_0 = [(list(pair.prompt), y) for pair in pairs for y in (pair.rejected, pair.chosen)]
+    rows = [(x, y, 0) for x, y in _draw(phase_0, rl.steps[0] * rl.prompts, config.seed)]
+    if rl.steps[1]:
+        prompts = _draw([list(pair.prompt) for pair in pairs], rl.steps[1] * rl.prompts, config.seed + 1)
+        rows += [(x, y, 1) for x, y in zip(prompts, _policy_references(worker, prompts), strict=True)]
+    dataset = [
+        {"prompt": improver_messages(x, y, config.improve_turn), "question": x, "reference": y, "phase": phase}
+        for x, y, phase in rows
+    ]
+    _train(worker, rl, dataset, rewards, "improver")
+
+
+def _policy_references(worker: Worker, prompts: list[Conversation]) -> list[str]:
+    """y_ref ~ M_P^RL(.|x), sampled beforehand; the same in every worker and after a resume (seeded)."""
+    config = worker.config
+    source = config.output / "policy"
+    return sample_responses(
+        worker,
+        load_causal_lm(source),
+        load_tokenizer(source),
+        prompts,
+        temperature=config.sampling.policy_temperature or 1.0,
+        max_new_tokens=config.length.response,
+        seed=config.seed,
+    )
+
+
+def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: Role) -> None:
+    config = worker.config
+    anchor = config.output / f"{role}_sft"
+    tokenizer = load_tokenizer(anchor)
+    batch = rl.prompts * rl.samples
+    if batch % worker.size:
+        raise TrainingError(f"{worker.stage}: prompts × samples = {batch} does not divide by {worker.size} processes")
+    trainer = RLOOTrainer(
+        model=str(anchor),  # the trainer loads its KL anchor from this same path
+        reward_funcs=_reward_function(worker, rl, scorer, tokenizer),
+        args=RLOOConfig(
+            **common_arguments(worker)
+            | {
+                "per_device_train_batch_size": batch // worker.size,
+                "learning_rate": rl.learning_rate,
+                "lr_scheduler_type": "constant_with_warmup",
+                "warmup_steps": 2,
+                "logging_steps": 1,
+                "num_train_epochs": 1,
+            },
+            num_generations=rl.samples,
+            max_completion_length=config.length.response,
+            temperature=rl.temperature,
+            beta=rl.beta,
+            normalize_advantages=True,
+            shuffle_dataset=False,
+            pad_to_multiple_of=None,
+            disable_dropout=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[Reporter(worker, ("reward", "kl", "gold"))],
+    )
+    train(trainer, worker)
+    if worker.main:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        sampling = config.sampling
+        temperature = sampling.policy_temperature if role == "policy" else sampling.improver_temperature
+        recommend_sampling(model, tokenizer, temperature, config.length.response)
+        fresh = _plain_copy(model, anchor)
+        turn = config.improve_turn if role == "improver" else None
+        golden = generation_golden(fresh, tokenizer, read_part(config, "heldout")[:3], turn)
+        base = content_hash(anchor)
+        publish(
+            config.output / role, fresh, tokenizer, config, role, golden,
+            Provenance(base, base, data_record(config), _last_figures(trainer)),
+        )  # fmt: skip
+
+
+def _reward_function(
+    worker: Worker, rl: RlConfig, scorer: Scorer, tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., list[float]]:
+    """TRL calls this with one entry a sample; the extra columns of the data set come as keyword arguments."""
+    monitor = Monitor(worker.config)
+
+    def reward(
+        completion_ids: list[list[int]],
+        question: list[Conversation],
+        reference: list[str],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        # Scored from the ids: text decoded by the trainer has lost its end token, and with it the difference
+        # between a response that ended and one that was cut.
+        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        ended = [bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
+        scores = scorer(question, texts, reference)
+        for name, value in monitor.figures(question, texts, reference, ended).items():
+            log_metric(name, value)
+        return [s if end else s + rl.truncation_penalty for s, end in zip(scores, ended, strict=True)]
+
+    return reward
+
+
+def _plain_copy(model: Any, anchor: Any) -> Any:
+    """The trained weights in a model without the trainer's patches."""
+    fresh = load_causal_lm(anchor)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    return fresh.eval()
+
+
+def _last_figures(trainer: Any) -> dict[str, float]:
+    names = ("reward", "kl", "gold", "copied", "length", "truncated")
+    last: dict[str, float] = {}
+    for record in trainer.state.log_history:
+        last |= {name: float(record[name]) for name in names if name in record}
+    return last
+
+
+def _draw(rows: list[Any], count: int, seed: int) -> list[Any]:
+    """`count` rows in random order; a pass over all of them before any comes again."""
+    rng = random.Random(seed)
+    drawn: list[Any] = []
+    while len(drawn) < count:
+        drawn += rng.sample(rows, min(len(rows), count - len(drawn)))
+    return drawn
