@@ -135,6 +135,12 @@ class SamplingConfig(_Frozen):
     improver_temperature: float = Field(default=0.4, ge=0)
 
 
+class EvaluationConfig(_Frozen):
+    """`pit-train evaluate`; decides no checkpoint. `judge` None: gold for helpdesk, edit for chat_pairs."""
+
+    judge: Literal["gold", "edit", "edit+toxicity"] | None = None
+
+
 class RunConfig(_Frozen):
     """A whole run, preference pairs in, policy, improver and gap reward out."""
 
@@ -154,6 +160,7 @@ class RunConfig(_Frozen):
     rl_policy: RlConfig | None = None
     rl_improver: RlConfig
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _stages_fit(self) -> RunConfig:
