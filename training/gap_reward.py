@@ -22,6 +22,7 @@ from training.losses import gap_loss, pairwise_loss
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
 from training.pipeline_paths import data_record, gap_reward_names
+from training.prefix_tree import TreeScorer, collate, merge
 from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
@@ -35,27 +36,27 @@ ORDER = ("wl", "ww", "ll", "lw")  # candidate first, baseline second
 
 
 class GapTrainer(Trainer):  # type: ignore[misc]
-    """A batch holds the four sequences of each pair, block by block in `ORDER`."""
+    """Its model is a `TreeScorer`; a batch holds the four sequences of each pair, in `ORDER`, as prefix trees."""
 
     single_term = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Tensor | tuple[Tensor, Any]:
-        outputs = model(**inputs, use_cache=False)
-        wl, ww, ll, lw = outputs.logits[:, 0].float().chunk(4)
+        scores = model(**inputs)
+        wl, ww, ll, lw = scores.float().unbind(1)
         loss = (pairwise_loss(wl, lw) if self.single_term else gap_loss(wl, ww, ll, lw)).mean()
-        return (loss, outputs) if return_outputs else loss
+        return (loss, scores) if return_outputs else loss
 
 
 class GapCollator:
-    """Pads on the right, where the sequence classifier looks for the last real token."""
+    """Merges the four sequences of each pair, so that their shared prefixes are computed once."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return pad_right([row[name] for name in ORDER for row in rows], self.pad_token_id)
+        return collate([merge([row[name] for name in ORDER]) for row in rows], self.pad_token_id)
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
@@ -114,10 +115,12 @@ def train_gap_reward(worker: Worker) -> None:
             for pair in pairs
         ]
         columns[name] = encode(tokenizer, texts)
-    columns["length"] = [max(map(len, rows)) for rows in zip(*(columns[name] for name in ORDER), strict=True)]
+    trees = (merge(rows) for rows in zip(*(columns[name] for name in ORDER), strict=True))
+    columns["length"] = [len(tree.tokens) for tree in trees]
     arguments = common_arguments(worker, gap.optimizer)
+    scorer = TreeScorer(model)
     trainer = GapTrainer(
-        model=model,
+        model=scorer,
         args=TrainingArguments(
             **{**arguments, "seed": config.seed + member, "train_sampling_strategy": "group_by_length"},
             length_column_name="length",
@@ -126,7 +129,7 @@ def train_gap_reward(worker: Worker) -> None:
         data_collator=GapCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(model, gap.optimizer), None),
+        optimizers=(make_optimizer(scorer, gap.optimizer), None),
     )
     trainer.single_term = gap.loss == "single"
     train(trainer, worker)
