@@ -69,7 +69,8 @@ class LengthBudget(ManifestPart):
 
 
 class Calibration(ManifestPart):
-    """P(new beats old) = sigmoid(a * gap + b), fitted on `n` held-out pairs with expected calibration error `ece`."""
+    """P(new beats old) = sigmoid(a * gap + b), fitted on `n` held-out pairs with expected calibration error
+    `ece`."""
 
     a: float
     b: float
@@ -111,7 +112,9 @@ class Manifest(ManifestPart):
     @property
     def content_hash(self) -> str:
         """`sha256:` + the hash of the sorted lines `NAME SHA256HEX`, one for each entry of `files`."""
-        lines = "".join(f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(self.files.items()))
+        lines = "".join(
+            f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(self.files.items())
+        )
         return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
     def golden_generations(self) -> list[GoldenGeneration]:
@@ -157,24 +160,28 @@ class Checkpoint:
 def read_checkpoint(path: Path, flag: Flag, *, verify: bool = True) -> Checkpoint:
     """Read the directory given for `--{flag}`; `verify` also hashes its files.
 
-    Raises `CheckpointError`: the directory is missing, is not a model, its manifest is corrupt, of another format or
-    role, or a file is missing or differs from its hash.
+    Raises `CheckpointError`: the directory is missing, is not a model, its manifest is corrupt, of another
+    format or role, or a file is missing or differs from its hash.
     """
     option = f"--{flag.replace('_', '-')}"
     if not path.is_dir():
         state = "is a file, not a directory" if path.exists() else "does not exist"
         raise CheckpointError(f"{option} {path} {state}. Give the directory that training published.")
-    config = _read_json(path / "config.json", f"{option} {path} is not a model directory: it has no config.json.")
+    config = _read_json(
+        path / "config.json", f"{option} {path} is not a model directory: it has no config.json."
+    )
     manifest = _read_manifest(path, option)
     if manifest is None and flag != "policy":
         raise CheckpointError(
-            f"{option} {path} has no {MANIFEST}. Only a policy serves without a manifest; publish the checkpoint again."
+            f"{option} {path} has no {MANIFEST}. Only a policy serves without a manifest; publish the"
+            " checkpoint again."
         )
     if manifest is not None:
         if manifest.role not in ROLES_FOR[flag]:
             wanted = " or ".join(repr(role) for role in ROLES_FOR[flag])
             raise CheckpointError(
-                f"{option} {path} holds a checkpoint of role {manifest.role!r}, and this option needs {wanted}."
+                f"{option} {path} holds a checkpoint of role {manifest.role!r}, and this option needs"
+                f" {wanted}."
                 " Check that the directories are not swapped."
             )
         if verify:
@@ -192,7 +199,8 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(
-            f"{path} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}). Publish the checkpoint again."
+            f"{path} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}). Publish"
+            " the checkpoint again."
         ) from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path} is not UTF-8 text. Publish the checkpoint again.") from None
@@ -225,12 +233,15 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
         if not file.resolve().is_relative_to(path.resolve()):
             raise CheckpointError(f"{path / MANIFEST} names {name!r}, which lies outside of the checkpoint.")
         if not file.is_file():
-            raise CheckpointError(f"{path} lacks {name}, which its manifest names. Copy the whole directory again.")
+            raise CheckpointError(
+                f"{path} lacks {name}, which its manifest names. Copy the whole directory again."
+            )
         with file.open("rb") as stream:
             digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != expected:
             raise CheckpointError(
-                f"{file} differs from its manifest: its hash is {digest[:19]}…, the manifest says {expected[:19]}…."
+                f"{file} differs from its manifest: its hash is {digest[:19]}…, the manifest says"
+                f" {expected[:19]}…."
                 " Copy the checkpoint again, or publish it again if the file was changed on purpose."
             )
 

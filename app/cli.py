@@ -29,24 +29,39 @@ def fail(message: str, status: int = BAD_USE) -> typer.Exit:
 
 @app.command()
 def serve(
-    policy: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint of the policy: it drafts.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the policy: it drafts.")
+    ] = None,
     improver: Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint of the improver.")] = None,
     gap_reward: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint of the gap reward: it decides what is accepted.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Checkpoint of the gap reward: it decides what is accepted."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file of settings; options and PIT_* variables win over it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file of settings; options and PIT_* variables win over it."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one  [default: 8000]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16  [default: auto]")] = None,
-    kv_cache_gib: Annotated[int | None, typer.Option(help="Cache of each engine on a CPU, in GiB  [default: 1]")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Sequences decoded at a time  [default: 64]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free one  [default: 8000]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16  [default: auto]")
+    ] = None,
+    kv_cache_gib: Annotated[
+        int | None, typer.Option(help="Cache of each engine on a CPU, in GiB  [default: 1]")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Sequences decoded at a time  [default: 64]")
+    ] = None,
     engine_start: Annotated[str | None, typer.Option(help="fork or spawn  [default: fork]")] = None,
     verify: Annotated[
-        bool | None, typer.Option("--verify/--no-verify", help="Check hashes and golden samples  [default: verify]")
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Check hashes and golden samples  [default: verify]"),
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error  [default: warning]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error  [default: warning]")
+    ] = None,
 ) -> None:
     """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/score, /health/ready, /metrics."""
     import logging
@@ -57,7 +72,9 @@ def serve(
     from app.server import serve as run_server
     from app.settings import SettingsError, load_settings
 
-    given = {name: value for name, value in locals().items() if name in serve.__annotations__ and name != "config"}
+    given = {
+        name: value for name, value in locals().items() if name in serve.__annotations__ and name != "config"
+    }
     try:
         settings = load_settings(config, **given)
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
@@ -75,14 +92,26 @@ def improve(
     ] = None,
     context: Annotated[str | None, typer.Option(help="Text to put before the question.")] = None,
     url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
-    max_iterations: Annotated[int | None, typer.Option(help="Iterations at most  [server's default: 3]")] = None,
+    max_iterations: Annotated[
+        int | None, typer.Option(help="Iterations at most  [server's default: 3]")
+    ] = None,
     candidates: Annotated[int | None, typer.Option(help="Candidates in each iteration  [default: 1]")] = None,
-    strategy: Annotated[str | None, typer.Option(help="pit, self_refine or best_of_n  [default: pit]")] = None,
-    scoring: Annotated[str | None, typer.Option(help="off, best_effort or required  [default: best_effort]")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="pit, self_refine or best_of_n  [default: pit]")
+    ] = None,
+    scoring: Annotated[
+        str | None, typer.Option(help="off, best_effort or required  [default: best_effort]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sampling temperature  [default: the checkpoint's]")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Length of a response  [default: the checkpoint's]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON, without progress.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature  [default: the checkpoint's]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Length of a response  [default: the checkpoint's]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the server's answer as JSON, without progress.")
+    ] = False,
 ) -> None:
     """Improve a response from the terminal: every iteration as a coloured diff."""
     from app.terminal import ServerError, improve_in_terminal

@@ -15,8 +15,8 @@
     └── EngineFailed            500  engine_error
     CheckpointError             start-up only: never reaches a client
 
-A message says what, which value, and what to do. It holds neither the text of another exception nor any part of a prompt:
-whoever raises one of these writes the message for the client's eyes.
+A message says what, which value, and what to do. It holds neither the text of another exception nor any
+part of a prompt: whoever raises one of these writes the message for the client's eyes.
 """
 
 from typing import Any
@@ -110,10 +110,21 @@ class CheckpointError(Exception):
     """A checkpoint directory that cannot be served. The message says what, which value, and what to do."""
 
 
-INTERNAL_ERROR_MESSAGE = "The server failed to handle this request. The x-request-id header names it in the server's log."
+INTERNAL_ERROR_MESSAGE = (
+    "The server failed to handle this request. The x-request-id header names it in the server's log."
+)
 _BY_STATUS = {
     cls.status: cls
-    for cls in (Unauthorized, Forbidden, NotFound, MethodNotAllowed, TooLarge, RateLimited, Overloaded, DeadlineExceeded)
+    for cls in (
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        MethodNotAllowed,
+        TooLarge,
+        RateLimited,
+        Overloaded,
+        DeadlineExceeded,
+    )
 }
 
 
@@ -122,11 +133,15 @@ def from_status(status: int, path: str, method: str) -> AppError:
     if status == 404:
         return NotFound(f"There is nothing at {path[:200]}. The routes are listed at /openapi.json.")
     if status == 405:
-        return MethodNotAllowed(f"{path[:200]} does not answer {method}. The Allow header lists what it answers.")
+        return MethodNotAllowed(
+            f"{path[:200]} does not answer {method}. The Allow header lists what it answers."
+        )
     if status in _BY_STATUS:
         return _BY_STATUS[status](f"The request was refused with status {status}.")
     if 400 <= status < 500:
-        error: AppError = BadRequest("The request could not be read. Send a JSON object with the fields that /openapi.json lists.")
+        error: AppError = BadRequest(
+            "The request could not be read. Send a JSON object with the fields that /openapi.json lists."
+        )
         error.status = status
         return error
     return AppError(INTERNAL_ERROR_MESSAGE)

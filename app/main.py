@@ -67,14 +67,19 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
     name = _printable(".".join(place)) or None
     if kind == "extra_forbidden":
-        message = f"Unknown field {name!r}: it is not supported here. Remove it; /openapi.json lists the fields."
+        message = (
+            f"Unknown field {name!r}: it is not supported here. Remove it; /openapi.json lists the fields."
+        )
         return error_response(BadRequest(message, param=name, code="unknown_field"))
     if kind == "missing":
         if name is None:
             return error_response(BadRequest("The body is empty. Send a JSON object.", code="missing_field"))
         return error_response(BadRequest(f"{name} is missing.", param=name, code="missing_field"))
+    if name is None:
+        message = "The body is not a JSON object. Send one with the header content-type: application/json."
+        return error_response(BadRequest(message, code="invalid_json"))
     reason = first["msg"].removeprefix("Value error, ")
-    return error_response(BadRequest(f"{name or 'The body'}: {reason}.", param=name))
+    return error_response(BadRequest(f"{name}: {reason}.", param=name))
 
 
 def _printable(text: str) -> str:

@@ -1,10 +1,9 @@
-"""One pure ASGI middleware around everything: request id, body limit, metrics, and the last resort for exceptions."""
+"""One pure ASGI middleware around everything: request id, body limit, metrics, and the last resort for
+exceptions."""
 
 import asyncio
-import logging
 import re
 import time
-import traceback
 import uuid
 from typing import Any
 
@@ -13,9 +12,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import INTERNAL_ERROR_MESSAGE, AppError, BadRequest, TooLarge
-from app.telemetry import Telemetry
+from app.telemetry import Telemetry, log_failure
 
-log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 BODY_TIMEOUT_S = 30.0
 
@@ -26,7 +24,8 @@ def error_response(error: AppError) -> JSONResponse:
 
 
 class RequestContext:
-    """See the module. It reads the whole body before the application does: a body over the limit costs no more."""
+    """See the module. It reads the whole body before the application does: a body over the limit costs no
+    more."""
 
     def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int) -> None:
         self.app, self.telemetry, self.max_body_bytes = app, telemetry, max_body_bytes
@@ -57,9 +56,7 @@ class RequestContext:
         except _ClientGone:
             self.telemetry.disconnects.labels(_route(scope)).inc()
         except Exception as error:
-            # The exception's text may hold a part of a prompt: only its type and its place are logged.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            log.error("request %s failed: %s\n%s", request_id, type(error).__qualname__, place)
+            log_failure(f"request {request_id}", error)
             if not status:
                 await error_response(AppError(INTERNAL_ERROR_MESSAGE))(scope, receive, send_with_id)
         finally:
@@ -70,7 +67,9 @@ class RequestContext:
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """Raises `TooLarge`, or `BadRequest` for a body that does not arrive in time."""
-        too_large = TooLarge(f"The body is larger than {self.max_body_bytes} bytes. Send a shorter conversation.")
+        too_large = TooLarge(
+            f"The body is larger than {self.max_body_bytes} bytes. Send a shorter conversation."
+        )
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self.max_body_bytes:
             raise too_large
@@ -87,7 +86,9 @@ class RequestContext:
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise BadRequest(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="body_timeout") from None
+            raise BadRequest(
+                f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="body_timeout"
+            ) from None
 
 
 class _ClientGone(Exception):

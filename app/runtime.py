@@ -29,7 +29,11 @@ class Served:
 
     def names(self) -> dict[str, str]:
         """The checkpoints, by what they do."""
-        named = {"policy": self.models.policy, "improver": self.models.improver, "gap reward": self.models.scorer}
+        named = {
+            "policy": self.models.policy,
+            "improver": self.models.improver,
+            "gap reward": self.models.scorer,
+        }
         return {what: model.model_id for what, model in named.items() if model is not None}
 
 
@@ -43,7 +47,9 @@ def read_checkpoints(settings: Settings) -> dict[Flag, Checkpoint]:
     Raises `CheckpointError`, also when no directory is given or two of them cannot work together.
     """
     if settings.policy is None and settings.improver is None:
-        raise CheckpointError("Nothing to serve: give --policy DIR, and --improver DIR and --gap-reward DIR to improve.")
+        raise CheckpointError(
+            "Nothing to serve: give --policy DIR, and --improver DIR and --gap-reward DIR to improve."
+        )
     found: dict[Flag, Checkpoint] = {}
     if settings.policy:
         found["policy"] = read_checkpoint(settings.policy, "policy", verify=settings.verify)
@@ -58,7 +64,8 @@ def read_checkpoints(settings: Settings) -> dict[Flag, Checkpoint]:
 
 
 def _check_same_turn(found: dict[Flag, Checkpoint]) -> None:
-    """The gap reward reads the improver's conversation: a different improve turn would be a different question."""
+    """The gap reward reads the improver's conversation: a different improve turn would be a different
+    question."""
     improver, reward = found.get("improver"), found["gap_reward"].manifest
     if improver is None or improver.manifest is None or reward is None:
         return
@@ -90,7 +97,9 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
 
     try:
         generating = {c.identity: c for flag, c in checkpoints.items() if flag != "gap_reward"}
-        started = await asyncio.gather(*(starter.start(c) for c in generating.values()), return_exceptions=True)
+        started = await asyncio.gather(
+            *(starter.start(c) for c in generating.values()), return_exceptions=True
+        )
         for identity, engine in zip(generating, started, strict=True):
             if isinstance(engine, VllmEngine):
                 engines[identity] = engine
@@ -99,7 +108,9 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
                 raise engine
         # The gap reward is loaded after the engines are forked: a process that has computed must not fork.
         if "gap_reward" in checkpoints:
-            scorer = await asyncio.to_thread(TransformersScorer, checkpoints["gap_reward"], settings.scoring_timeout_s)
+            scorer = await asyncio.to_thread(
+                TransformersScorer, checkpoints["gap_reward"], settings.scoring_timeout_s
+            )
         if settings.verify:
             await _verify(checkpoints, engines, scorer)
     except BaseException:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from app.engines.base import Message
 from app.improve.events import CandidateFinish, Scoring, StopReason
 from app.improve.options import Options, ScoringMode
 from app.improve.turns import DEFAULT_RUBRIC, StrategyName
@@ -30,7 +31,9 @@ Text = Annotated[str, AfterValidator(_encodable)]
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("is empty: leave the field out to have a first response drafted, or send the text to improve")
+        raise ValueError(
+            "is empty: leave the field out to have a first response drafted, or send the text to improve"
+        )
     return text
 
 
@@ -62,7 +65,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class LoopOptions(RequestModel):
-    """The options of the improvement loop, as /v1/improve and the `pit` object of a chat completion take them."""
+    """The options of the improvement loop, as /v1/improve and the `pit` object of a chat completion take
+    them."""
 
     max_iterations: int = Field(default=3, ge=1, le=20)
     candidates: int = Field(default=1, ge=1, le=16)
@@ -144,7 +148,7 @@ def make_options(
 ) -> Options:
     """The core's options of a request."""
     return Options(
-        messages=tuple({"role": m.role, "content": m.text()} for m in messages),
+        messages=tuple(Message(role=m.role, content=m.text()) for m in messages),
         reference=reference,
         strategy=loop.strategy,
         max_iterations=loop.max_iterations,
@@ -177,7 +181,8 @@ class UsageOut(ResponseModel):
 
 
 class IterationOut(ResponseModel):
-    """One iteration; `candidate` is the number of the chosen one, `usage` includes all of them and their scores."""
+    """One iteration; `candidate` is the number of the chosen one, `usage` includes all of them and their
+    scores."""
 
     index: int
     text: str

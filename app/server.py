@@ -1,4 +1,5 @@
-"""Run the HTTP server in this process: bind, start the models, say when it is ready, end cleanly on SIGTERM."""
+"""Run the HTTP server in this process: bind, start the models, say when it is ready, end cleanly on
+SIGTERM."""
 
 import asyncio
 import signal
@@ -17,7 +18,8 @@ STARTUP_FAILED = 2
 
 
 def serve(settings: Settings, console: Console) -> int:
-    """Serve until a signal; return the exit status. Raises `CheckpointError` and `SettingsError` before anything runs."""
+    """Serve until a signal; return the exit status. Raises `CheckpointError` and `SettingsError` before
+    anything runs."""
     checkpoints = read_checkpoints(settings)
     listener = _bind(settings.host, settings.port)
     app = create_app(settings, partial(start_models, checkpoints=checkpoints))
@@ -29,7 +31,8 @@ def serve(settings: Settings, console: Console) -> int:
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
     )
     server = uvicorn.Server(config)
-    # uvicorn raises the signal again when it has shut down: this handler makes that a normal end, with status 0.
+    # uvicorn raises the signal again when it has shut down: this handler makes that a normal end, with
+    # status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore)
     host, port = listener.getsockname()[:2]
@@ -53,7 +56,9 @@ async def _announce(server: uvicorn.Server, runtime: Runtime, console: Console, 
     """Say when the server is ready; a server that cannot become ready ends."""
     await runtime.settled.wait()
     if runtime.failure:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escape(runtime.failure)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {_escape(runtime.failure)}", highlight=False, soft_wrap=True
+        )
         server.should_exit = True
     elif runtime.served:
         names = ", ".join(f"{what} {name}" for what, name in runtime.served.names().items())
@@ -74,7 +79,8 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Take the port before anything slow happens. Raises `SettingsError` when it is taken or the host is wrong."""
+    """Take the port before anything slow happens. Raises `SettingsError` when it is taken or the host is
+    wrong."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -84,7 +90,8 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another with --host and --port."
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another with --host and"
+            " --port."
         ) from None
     listener.set_inheritable(False)
     return listener

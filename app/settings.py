@@ -8,7 +8,6 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
-
 class SettingsError(Exception):
     """A setting that cannot be used. The message names the setting and says what it should be."""
 
@@ -18,9 +17,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PIT_", extra="forbid", frozen=True, env_ignore_empty=True)
 
-    policy: Path | None = Field(default=None, description="checkpoint directory of the policy: drafts, Self-Refine")
+    policy: Path | None = Field(
+        default=None, description="checkpoint directory of the policy: drafts, Self-Refine"
+    )
     improver: Path | None = Field(default=None, description="checkpoint directory of the improver")
-    gap_reward: Path | None = Field(default=None, description="checkpoint directory of the gap reward: the gate")
+    gap_reward: Path | None = Field(
+        default=None, description="checkpoint directory of the gap reward: the gate"
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -32,16 +35,25 @@ class Settings(BaseSettings):
     )
     max_num_seqs: int = Field(default=64, ge=1, description="sequences that an engine decodes at a time")
     max_model_len: int = Field(
-        default=8192, ge=16, description="context of checkpoints without a manifest, in tokens (at most the model's own)"
+        default=8192,
+        ge=16,
+        description="context of checkpoints without a manifest, in tokens (at most the model's own)",
     )
     engine_start: Literal["fork", "spawn"] = Field(
-        default="fork", description="how engine processes start: fork is 20 s faster, spawn starts from nothing"
+        default="fork",
+        description="how engine processes start: fork is 20 s faster, spawn starts from nothing",
     )
-    scoring_timeout_s: float = Field(default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds")
+    scoring_timeout_s: float = Field(
+        default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds"
+    )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
-    ping_interval_s: float = Field(default=10.0, gt=0, le=15, description="silence after which a stream sends a comment")
-    shutdown_grace_s: float = Field(default=20.0, ge=0, description="how long running requests may finish after SIGTERM")
+    ping_interval_s: float = Field(
+        default=10.0, gt=0, le=15, description="silence after which a stream sends a comment"
+    )
+    shutdown_grace_s: float = Field(
+        default=20.0, ge=0, description="how long running requests may finish after SIGTERM"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
     @classmethod
@@ -50,7 +62,8 @@ class Settings(BaseSettings):
         env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
-        """Only the command line (given as arguments) and the environment; the YAML file is merged below both."""
+        """Only the command line (given as arguments) and the environment; the YAML file is merged below
+        both."""
         return init_settings, env_settings
 
 

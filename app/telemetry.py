@@ -1,9 +1,18 @@
 """Prometheus metrics, all named pit_*. No label and no value is taken from a prompt or a response."""
 
+import logging
+import traceback
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from app.improve.events import (
     CandidateScored,
@@ -17,7 +26,17 @@ from app.improve.events import (
 )
 from app.improve.loop import ImprovementRun
 
+log = logging.getLogger(__name__)
+# The time a series was created doubles the output and tells an operator nothing.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+def log_failure(what: str, error: BaseException) -> None:
+    """Log an unexpected exception by its type and its place: its text may hold a part of a prompt."""
+    log.error(
+        "%s failed: %s\n%s", what, type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__))
+    )
 
 
 class Telemetry:
@@ -25,20 +44,34 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("pit_requests", "HTTP requests", ["route", "method", "status"], registry=registry)
+        self.requests = Counter(
+            "pit_requests", "HTTP requests", ["route", "method", "status"], registry=registry
+        )
         self.in_flight = Gauge("pit_requests_in_flight", "HTTP requests being answered", registry=registry)
         self.seconds = Histogram(
-            "pit_request_seconds", "Time to the end of the answer", ["route"], buckets=SECONDS, registry=registry
+            "pit_request_seconds",
+            "Time to the end of the answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
         )
         self.disconnects = Counter(
-            "pit_disconnects", "Clients that left before the end of their answer", ["route"], registry=registry
+            "pit_disconnects",
+            "Clients that left before the end of their answer",
+            ["route"],
+            registry=registry,
         )
         self.runs = Counter(
             "pit_runs", "Finished runs", ["strategy", "stop_reason", "scoring"], registry=registry
         )
-        self.failed_runs = Counter("pit_runs_failed", "Runs that failed", ["strategy", "code"], registry=registry)
+        self.failed_runs = Counter(
+            "pit_runs_failed", "Runs that failed", ["strategy", "code"], registry=registry
+        )
         self.improved = Counter(
-            "pit_runs_improved", "Runs whose response differs from the reference", ["strategy"], registry=registry
+            "pit_runs_improved",
+            "Runs whose response differs from the reference",
+            ["strategy"],
+            registry=registry,
         )
         self.iterations = Counter("pit_iterations", "Iterations", ["strategy", "outcome"], registry=registry)
         self.win_probability = Histogram(
@@ -57,9 +90,12 @@ class Telemetry:
 
     def count(self, phase: str, tokens: TokenCount) -> None:
         """Count the tokens of one phase: draft, improve, score or chat."""
-        for kind, number in (
-            ("prompt", tokens.prompt_tokens), ("completion", tokens.completion_tokens), ("cached", tokens.cached_tokens)
-        ):  # fmt: skip
+        numbers = {
+            "prompt": tokens.prompt_tokens,
+            "completion": tokens.completion_tokens,
+            "cached": tokens.cached_tokens,
+        }
+        for kind, number in numbers.items():
             if number:
                 self.tokens.labels(phase, kind).inc(number)
 

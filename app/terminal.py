@@ -43,7 +43,8 @@ def word_diff(old: str, new: str) -> Text:
 
 
 def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
-    """Send the request and show the run. Raises `ServerError` with a message for the person at the terminal."""
+    """Send the request and show the run. Raises `ServerError` with a message for the person at the
+    terminal."""
     url = url.rstrip("/")
     timeout = httpx.Timeout(10.0, read=120.0)
     try:
@@ -63,7 +64,9 @@ def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
             f"no server answers at {url}. Start one: pit serve --policy DIR --improver DIR --gap-reward DIR"
         ) from None
     except httpx.TimeoutException:
-        raise ServerError(f"the server at {url} did not answer in time. /health/ready says how it is.") from None
+        raise ServerError(
+            f"the server at {url} did not answer in time. /health/ready says how it is."
+        ) from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise ServerError(f"{url} is not an address: write it as http://host:port") from None
     except httpx.TransportError:
@@ -152,7 +155,9 @@ class Show:
         reason = STOPS.get(run["stop_reason"], run["stop_reason"])
         self._heading(title, f"stopped: {reason}", "bold green" if run["improved"] else "bold")
         self.console.print(run["response"], markup=False, highlight=False)
-        scoring = {"gap": "scored by the gap reward", "skipped": "not scored", "off": "scoring off"}[run["scoring"]]
+        scoring = {"gap": "scored by the gap reward", "skipped": "not scored", "off": "scoring off"}[
+            run["scoring"]
+        ]
         self.console.print(
             Text(f"{run['usage']['total_tokens']} tokens, {run['ms']:.0f} ms, {scoring}", style="dim")
         )

@@ -42,4 +42,6 @@ async def version(request: Request) -> dict[str, str]:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
-    return Response(request.app.state.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(
+        request.app.state.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )

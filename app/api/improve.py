@@ -7,7 +7,8 @@ from fastapi import APIRouter, Request
 
 from app.api.render import event_stream, improvement
 from app.api.streaming import EventStream, unless_disconnected
-from app.errors import ScoringUnavailable
+from app.engines.base import Message
+from app.errors import ContextTooLong, ScoringUnavailable
 from app.improve.events import Result, RunCompleted, RunFailed
 from app.improve.gate import Gate
 from app.improve.loop import ImprovementRun
@@ -57,7 +58,14 @@ async def score(body: ScoreRequest, request: Request) -> Any:
 async def _score(models: Models, body: ScoreRequest) -> Score:
     if models.scorer is None:
         raise ScoringUnavailable("This server has no gap reward. Start it with --gap-reward.")
-    messages = tuple({"role": m.role, "content": m.text()} for m in body.messages)
-    gate = Gate(models.scorer, models.calibration, messages)  # type: ignore[arg-type]
-    verdicts, _ = await gate.judge([body.candidate], body.baseline)
-    return Score(gap=verdicts[0].gap, win_probability=verdicts[0].win_probability, model=models.scorer.model_id)
+    messages = tuple(Message(role=m.role, content=m.text()) for m in body.messages)
+    (verdict,), _ = await Gate(models.scorer, models.calibration, messages).judge(
+        [body.candidate], body.baseline
+    )
+    if verdict is None:
+        raise ContextTooLong(
+            f"The conversation with both responses does not fit the gap reward's context of"
+            f" {models.scorer.context_length} tokens. Shorten the candidate.",
+            param="candidate",
+        )
+    return Score(gap=verdict.gap, win_probability=verdict.win_probability, model=models.scorer.model_id)

@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.improve import finish
-from app.api.render import dumps, sse
+from app.api.render import dumps, shown, sse
 from app.api.streaming import EventStream, unless_disconnected
-from app.errors import INTERNAL_ERROR_MESSAGE, AppError, BadRequest
+from app.errors import BadRequest
 from app.improve.answer import PolicyAnswer
 from app.improve.events import Result, TokenCount, Usage
 from app.improve.loop import ImprovementRun
@@ -34,7 +34,9 @@ async def list_models(request: Request) -> dict[str, Any]:
     created = int(request.app.state.started)
     return {
         "object": "list",
-        "data": [{"id": name, "object": "model", "created": created, "owned_by": "pit-serve"} for name in names],
+        "data": [
+            {"id": name, "object": "model", "created": created, "owned_by": "pit-serve"} for name in names
+        ],
     }
 
 
@@ -46,11 +48,15 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
     if body.stream_options is not None and not body.stream:
         raise BadRequest("stream_options needs stream: true.", param="stream_options")
     if body.pit is not None and body.model != "pit":
-        raise BadRequest("The pit object holds the options of model pit; this request asks for policy.", param="pit")
+        raise BadRequest(
+            "The pit object holds the options of model pit; this request asks for policy.", param="pit"
+        )
     names = _model_names(runtime.models)
     if body.model not in names:
         raise BadRequest(
-            f"This server has no model {body.model}. It has: {', '.join(names)}.", param="model", code="model_not_found"
+            f"This server has no model {body.model}. It has: {', '.join(names)}.",
+            param="model",
+            code="model_not_found",
         )
     chat = Chat(body, runtime.models, telemetry)
     if body.stream:
@@ -88,7 +94,8 @@ class Chat:
         return self._object("chat.completion", [choice]) | {"usage": self._usage()}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The completion as Server-Sent Events, ended by [DONE]. An error is sent as an event, and ends it too."""
+        """The completion as Server-Sent Events, ended by [DONE]. An error is sent as an event, and ends it
+        too."""
         with_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
         extra: dict[str, Any] = {"usage": None} if with_usage else {}
         try:
@@ -102,10 +109,7 @@ class Chat:
             if with_usage:
                 yield sse(dumps(self._object("chat.completion.chunk", []) | {"usage": self._usage()}))
         except Exception as error:
-            failure = error if isinstance(error, AppError) else AppError(INTERNAL_ERROR_MESSAGE)
-            yield sse(dumps(failure.body()))
-            if failure is not error:
-                raise
+            yield sse(dumps(shown(error).body()))
         yield sse("[DONE]")
 
     async def _pieces(self) -> AsyncGenerator[tuple[str, str | None], None]:
@@ -122,7 +126,7 @@ class Chat:
         result = await finish(self.run, self.telemetry)
         for piece in PIECES.findall(result.response):
             yield piece, None
-        yield "", _finish_reason(result)
+        yield "", "length" if _was_cut(self.run, result) else "stop"
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None, extra: dict[str, Any]) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -130,8 +134,12 @@ class Chat:
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": self.id, "object": kind, "created": self.created, "model": self.body.model, "choices": choices
-        }  # fmt: skip
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.body.model,
+            "choices": choices,
+        }
 
     def _usage(self) -> dict[str, Any]:
         """OpenAI's usage object. For `pit` it sums every generation of the run; scoring is not part of it."""
@@ -155,9 +163,7 @@ def _generated(usage: Usage) -> TokenCount:
     return tokens
 
 
-def _finish_reason(result: Result) -> str:
-    """Whether the chosen text was cut: the accepted iteration that wrote it says so."""
-    for iteration in reversed(result.iterations):
-        if iteration.accepted:
-            return "length" if iteration.finish_reason == "length" else "stop"
-    return "stop"
+def _was_cut(run: ImprovementRun, result: Result) -> bool:
+    """Whether the chosen text ends at max_tokens: the generation that wrote it says so."""
+    accepted = [iteration.finish_reason for iteration in result.iterations if iteration.accepted]
+    return (accepted[-1] if accepted else run.draft_finish_reason) == "length"

@@ -20,6 +20,7 @@ from app.improve.events import (
     RunFailed,
 )
 from app.schemas import Improvement
+from app.telemetry import log_failure
 
 NAMES: dict[type[Any], str] = {
     RunCreated: "run.created",
@@ -65,10 +66,19 @@ def dumps(body: dict[str, Any]) -> str:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
+def shown(error: Exception) -> AppError:
+    """The error that a client sees when a stream breaks. What was not made for its eyes is logged instead."""
+    if isinstance(error, AppError):
+        return error
+    log_failure("a stream", error)
+    return AppError(INTERNAL_ERROR_MESSAGE)
+
+
 async def event_stream(
     events: AsyncGenerator[Event, None], metadata: dict[str, str] | None
 ) -> AsyncGenerator[bytes, None]:
-    """All events of a run, numbered from 1. An exception in the loop still ends the stream with run.failed."""
+    """All events of a run, numbered from 1. An exception in the loop still ends the stream with
+    run.failed."""
     number = 0
     try:
         async with aclosing(events):
@@ -77,8 +87,5 @@ async def event_stream(
                 body = payload(event, metadata)
                 yield sse(dumps(body), name=body["type"], number=number)
     except Exception as error:
-        failure = error if isinstance(error, AppError) else AppError(INTERNAL_ERROR_MESSAGE)
-        body = payload(RunFailed(failure))
+        body = payload(RunFailed(shown(error)))
         yield sse(dumps(body), name=body["type"], number=number + 1)
-        if failure is not error:
-            raise

@@ -24,8 +24,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T], telemetry: Telemetry) -> T | Response:
-    """The result of `work`, or an empty response (which nobody reads) when the client went away and work was cancelled."""
+async def unless_disconnected(
+    request: Request, work: Coroutine[Any, Any, T], telemetry: Telemetry
+) -> T | Response:
+    """The result of `work`, or an empty response (which nobody reads) when the client went away and work
+    was cancelled."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(request.receive))
     try:
@@ -41,7 +44,8 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T], te
 
 
 class EventStream(Response):
-    """A stream of Server-Sent Events. Sends a comment after `ping_s` seconds of silence; cancels when the client goes."""
+    """A stream of Server-Sent Events. Sends a comment after `ping_s` seconds of silence; cancels when the
+    client goes."""
 
     media_type = "text/event-stream"
 

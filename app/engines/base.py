@@ -1,4 +1,5 @@
-"""The two protocols that the core is written against: an `Engine` generates text, a `Scorer` compares two responses."""
+"""The two protocols that the core is written against: an `Engine` generates text, a `Scorer` compares two
+responses."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class Engine(Protocol):
     """The checkpoint's name, for the response's `models`."""
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the rendered conversation with the generation prompt. Raises `BadRequest` if it cannot be rendered."""
+        """Token ids of the rendered conversation with the generation prompt. Raises `BadRequest` if it
+        cannot be rendered."""
 
     def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream one completion; the special end token is counted, not shown.
@@ -76,7 +78,8 @@ class Engine(Protocol):
         """
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Log-probability (natural log, temperature 1) of each completion id after the prompt. Raises `EngineFailed`."""
+        """Log-probability (natural log, temperature 1) of each completion id after the prompt. Raises
+        `EngineFailed`."""
 
     async def check_health(self) -> None:
         """Return when the engine can work. Raises `EngineFailed`."""
@@ -95,7 +98,8 @@ class Scorer(Protocol):
         """Token ids of the gap reward's input, without a generation prompt."""
 
     async def score(self, comparisons: Sequence[Comparison]) -> Scores:
-        """Score a batch. Raises `ContextTooLong` for an input over `context_length`, `ScoringUnavailable` otherwise."""
+        """Score a batch. Raises `ContextTooLong` for an input over `context_length`, `ScoringUnavailable`
+        otherwise."""
 
     async def close(self) -> None:
         """Free the model. Calling it again does nothing."""

@@ -18,10 +18,13 @@ class ChatEncoder:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} has no tokenizer that can be read. Publish the checkpoint again.") from error
+            raise CheckpointError(
+                f"{path} has no tokenizer that can be read. Publish the checkpoint again."
+            ) from error
         if not self._tokenizer.chat_template:
             raise CheckpointError(
-                f"The tokenizer of {path} has no chat template. Add chat_template.jinja: conversations are rendered with it."
+                f"The tokenizer of {path} has no chat template. Add chat_template.jinja: conversations are"
+                " rendered with it."
             )
 
     def encode(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:

@@ -1,7 +1,8 @@
 """The golden check: the served models must give again what training wrote into the manifest.
 
-Token ids have to be equal, log-probabilities and scores within a tolerance: a difference between training and serving
-(another tokenizer, another template, other weights, another kernel) stops the server instead of answering differently.
+Token ids have to be equal, log-probabilities and scores within a tolerance: a difference between training
+and serving (another tokenizer, another template, other weights, another kernel) stops the server instead of
+answering differently.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,10 @@ async def check_generation(
             ids = engine.encode_chat(messages)
             if ids != sample.prompt_ids:
                 raise CheckpointError(
-                    f"{name}: golden sample {number} is tokenized differently from training ({len(ids)} tokens, the"
-                    f" manifest has {len(sample.prompt_ids)}). The tokenizer or the chat template has changed."
+                    f"{name}: golden sample {number} is tokenized differently from training ({len(ids)}"
+                    " tokens, the"
+                    f" manifest has {len(sample.prompt_ids)}). The tokenizer or the chat template has"
+                    " changed."
                 )
             logprobs = await engine.logprobs(sample.prompt_ids, sample.completion_ids)
         except AppError as error:
@@ -38,8 +41,10 @@ async def check_generation(
         worst = max(abs(got - want) for got, want in zip(logprobs, sample.logprobs, strict=True))
         if not worst <= allowed:  # a NaN must fail too
             raise CheckpointError(
-                f"{name}: the log-probabilities of golden sample {number} differ from training by {worst:.4f} nats, and"
-                f" {allowed:g} is allowed. The weights or the number format differ: publish the checkpoint again."
+                f"{name}: the log-probabilities of golden sample {number} differ from training by"
+                f" {worst:.4f} nats, and"
+                f" {allowed:g} is allowed. The weights or the number format differ: publish the checkpoint"
+                " again."
             )
 
 
@@ -47,7 +52,9 @@ async def check_scores(scorer: Scorer, samples: Sequence[GoldenScore], allowed: 
     """Raises `CheckpointError` for the first sample that differs."""
     comparisons = [
         Comparison(
-            tuple(Message(role=m.role, content=m.content) for m in sample.messages), sample.candidate, sample.baseline
+            tuple(Message(role=m.role, content=m.content) for m in sample.messages),
+            sample.candidate,
+            sample.baseline,
         )
         for sample in samples
     ]
@@ -64,7 +71,8 @@ async def check_scores(scorer: Scorer, samples: Sequence[GoldenScore], allowed: 
     for number, (got, sample) in enumerate(zip(scores.values, samples, strict=True), 1):
         if not abs(got - sample.score) <= allowed:
             raise CheckpointError(
-                f"{name}: the score of golden sample {number} is {got:.4f}, the manifest says {sample.score:.4f}"
+                f"{name}: the score of golden sample {number} is {got:.4f}, the manifest says"
+                f" {sample.score:.4f}"
                 f" (allowed difference {allowed:g}). The weights differ: publish the checkpoint again."
             )
 

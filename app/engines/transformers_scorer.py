@@ -24,6 +24,7 @@ class TransformersScorer:
         """Load the model. Raises `CheckpointError`."""
         import torch
         from transformers import AutoModelForSequenceClassification
+        from transformers.utils import logging as transformers_logging
 
         manifest = checkpoint.manifest
         assert manifest is not None and manifest.improve_turn is not None
@@ -33,17 +34,20 @@ class TransformersScorer:
         self._timeout_s = timeout_s
         self._encoder = ChatEncoder(checkpoint.path)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        transformers_logging.disable_progress_bar()
         try:
             self._model: Any = AutoModelForSequenceClassification.from_pretrained(
                 str(checkpoint.path), local_files_only=True, dtype=torch.float32
             ).eval()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(
-                f"The gap reward in {checkpoint.path} cannot be loaded ({type(error).__name__}). Publish it again."
+                f"The gap reward in {checkpoint.path} cannot be loaded ({type(error).__name__}). Publish it"
+                " again."
             ) from error
         if self._model.config.num_labels != 1:
             raise CheckpointError(
-                f"The gap reward in {checkpoint.path} has {self._model.config.num_labels} labels, and must have 1."
+                f"The gap reward in {checkpoint.path} has {self._model.config.num_labels} labels, and must"
+                " have 1."
             )
         if self._model.config.pad_token_id is None:
             self._model.config.pad_token_id = 0
@@ -56,7 +60,8 @@ class TransformersScorer:
         longest = max(map(len, rows), default=0)
         if longest > self.context_length:
             raise ContextTooLong(
-                f"The conversation with both responses takes {longest} tokens for the gap reward, whose context holds"
+                f"The conversation with both responses takes {longest} tokens for the gap reward, whose"
+                " context holds"
                 f" {self.context_length}. Shorten the messages or the responses.",
                 param="messages",
             )
@@ -66,7 +71,8 @@ class TransformersScorer:
                 values = await loop.run_in_executor(self._worker, self._forward, rows)
         except TimeoutError:
             raise ScoringUnavailable(
-                f"The gap reward did not answer within {self._timeout_s:g} s. Try again, or send scoring: best_effort."
+                f"The gap reward did not answer within {self._timeout_s:g} s. Try again, or send scoring:"
+                " best_effort."
             ) from None
         except RuntimeError as error:
             raise ScoringUnavailable(
@@ -78,7 +84,8 @@ class TransformersScorer:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _forward(self, rows: list[list[int]]) -> list[float]:
-        """Raw logits of rows of token ids, in their order. Rows of like length share a batch: less padding."""
+        """Raw logits of rows of token ids, in their order. Rows of like length share a batch: less
+        padding."""
         import torch
 
         scores = [0.0] * len(rows)
@@ -105,6 +112,7 @@ class TransformersScorer:
         head = getattr(self._model, "score", None)
         if head is None:  # an encoder: it reads its own pooled token
             return self._model(input_ids=ids, attention_mask=mask).logits[:, 0]
-        # The model's own forward looks for the last token that is not padding, which fails where padding is the end token.
+        # The model's own forward looks for the last token that is not padding, which fails where padding is
+        # the end token.
         hidden = self._model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         return head(hidden[torch.arange(len(last)), last])[:, 0]

@@ -70,7 +70,8 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run ends with. `response` is the best response, which is the reference unless something passed."""
+    """What a run ends with. `response` is the best response, which is the reference unless something
+    passed."""
 
     id: str
     created: int

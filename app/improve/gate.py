@@ -1,7 +1,7 @@
 """The gate and the budget: which candidate replaces the response so far, and what the run may still spend.
 
-The raw r_gap(x, y, y) is not zero (only differences were trained), so a raw score decides nothing here: the gate reads
-the calibrated, centred gap.
+The raw r_gap(x, y, y) is not zero (only differences were trained), so a raw score decides nothing here: the
+gate reads the calibrated, centred gap.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.engines.base import Comparison, Message, Scorer
+from app.errors import ContextTooLong
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def same_text(one: str, other: str) -> bool:
 def passes(candidate: str, baseline: str, verdict: Verdict | None, min_win_probability: float) -> bool:
     """Whether a candidate may replace the baseline. `verdict` None: there is no gate.
 
-    An empty candidate and one that says the same never pass, whatever the calibration's `b` makes of a gap of 0.
+    An empty candidate and one that says the same never pass, whatever the calibration's `b` makes of a gap
+    of 0.
     """
     if not candidate.strip() or same_text(candidate, baseline):
         return False
@@ -54,7 +56,8 @@ def passes(candidate: str, baseline: str, verdict: Verdict | None, min_win_proba
 
 @dataclass
 class Gate:
-    """Judges candidates against a baseline, for one run. Keeps r_gap(x, old, old) while the baseline stays."""
+    """Judges candidates against a baseline, for one run. Keeps r_gap(x, old, old) while the baseline
+    stays."""
 
     scorer: Scorer
     calibration: GapCalibration
@@ -65,12 +68,24 @@ class Gate:
         """Tokens that `judge` would read for these texts."""
         return sum(len(self.scorer.encode(self._ask(*pair))) for pair in self._pairs(candidates, baseline))
 
-    async def judge(self, candidates: Sequence[str], baseline: str) -> tuple[list[Verdict], int]:
+    async def judge(self, candidates: Sequence[str], baseline: str) -> tuple[list[Verdict | None], int]:
         """One verdict for each candidate, in order, from one batch; and the tokens read.
 
-        A candidate equal to the baseline is a tie by definition and is not scored.
-        Raises what `Scorer.score` raises.
+        A candidate equal to the baseline is a tie by definition and is not scored. One that is too long for
+        the gap reward has no verdict. Raises what `Scorer.score` raises; `ContextTooLong` when the baseline
+        alone is too long.
         """
+        try:
+            return await self._judge(candidates, baseline)
+        except ContextTooLong:
+            if not self._fits(baseline, baseline):
+                raise
+        fitting = [candidate for candidate in candidates if self._fits(candidate, baseline)]
+        verdicts, tokens = await self._judge(fitting, baseline)
+        found = dict(zip(fitting, verdicts, strict=True))
+        return [found.get(candidate) for candidate in candidates], tokens
+
+    async def _judge(self, candidates: Sequence[str], baseline: str) -> tuple[list[Verdict | None], int]:
         pairs = self._pairs(candidates, baseline)
         if not pairs:
             return [TIE for _ in candidates], 0
@@ -79,6 +94,9 @@ class Gate:
         if (baseline, baseline) in raw:
             self._self_scores = {baseline: raw[baseline, baseline]}
         return [self._verdict(candidate, baseline, raw) for candidate in candidates], scores.tokens
+
+    def _fits(self, candidate: str, baseline: str) -> bool:
+        return len(self.scorer.encode(self._ask(candidate, baseline))) <= self.scorer.context_length
 
     def _ask(self, candidate: str, baseline: str) -> Comparison:
         return Comparison(self.messages, candidate, baseline)

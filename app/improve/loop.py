@@ -1,13 +1,14 @@
-"""The improvement loop: one async generator of typed events. Unary, streamed and chat answers are renderings of it.
+"""The improvement loop: one async generator of typed events. Unary, streamed and chat answers are
+renderings of it.
 
-y_0 is the user's reference or the policy's draft. Every iteration starts from the best response so far and asks for
-something better; what passes the gate becomes the best response, the rest is kept in the record.
+y_0 is the user's reference or the policy's draft. Every iteration starts from the best response so far and
+asks for something better; what passes the gate becomes the best response, the rest is kept in the record.
 
 - `scoring` "gap": never worse. `patience` rejections in a row end the run.
 - "off": no gate. Every candidate is the next baseline, up to `max_iterations`.
-- "skipped" (the caller asked for best effort, and the server has no gap reward): one ungated iteration and no more,
-  since iterating without a gate is what makes responses decay. If scoring fails during a run, the best response so far
-  stays and the run ends with stop_reason "error".
+- "skipped" (the caller asked for best effort, and the server has no gap reward): one ungated iteration and
+  no more, since iterating without a gate is what makes responses decay. If scoring fails during a run, the
+  best response so far stays and the run ends with stop_reason "error".
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from app.errors import AppError, DeadlineExceeded, ScoringUnavailable
 from app.improve import turns
 from app.improve.events import (
     Candidate,
+    CandidateFinish,
     CandidateScored,
     Event,
     Iteration,
@@ -59,6 +61,7 @@ class ImprovementRun:
         self.reference = self.best = options.reference or ""
         self.iterations: list[Iteration] = []
         self.rejections = 0
+        self.draft_finish_reason: CandidateFinish | None = None
         self.stop_reason: StopReason | None = None
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -96,6 +99,7 @@ class ImprovementRun:
                 param="deadline_ms",
             ) from None
         self.reference = self.best = draft.text
+        self.draft_finish_reason = draft.finish_reason
 
     async def _iterate(self, index: int) -> AsyncGenerator[Event, None]:
         """One iteration: candidates side by side, one batch of scores, the gate."""
@@ -128,14 +132,23 @@ class ImprovementRun:
         for candidate in candidates:
             tokens.add(candidate.usage)
         iteration = Iteration(
-            index, chosen.text, verdict.gap if verdict else None, verdict.win_probability if verdict else None, accepted,
-            chosen.finish_reason, chosen.number, tokens, 1000 * (time.perf_counter() - started),
-        )  # fmt: skip
+            index=index,
+            text=chosen.text,
+            gap=verdict.gap if verdict else None,
+            win_probability=verdict.win_probability if verdict else None,
+            accepted=accepted,
+            finish_reason=chosen.finish_reason,
+            candidate=chosen.number,
+            usage=tokens,
+            ms=1000 * (time.perf_counter() - started),
+        )
         self.iterations.append(iteration)
         self._advance(iteration)
         yield IterationAccepted(iteration) if accepted else IterationRejected(iteration)
 
-    async def _attempt(self, candidate: Candidate, baseline: str, index: int) -> AsyncGenerator[OutputDelta, None]:
+    async def _attempt(
+        self, candidate: Candidate, baseline: str, index: int
+    ) -> AsyncGenerator[OutputDelta, None]:
         """All turns of the strategy for one candidate; the text of the last one is the candidate's."""
         attempt = self.plan.strategy(self.options.messages, baseline)
         turn = next(attempt)
@@ -152,7 +165,8 @@ class ImprovementRun:
             candidate.text, candidate.finish_reason = "", "token_budget"
 
     async def _speak(self, turn: Turn, candidate: Candidate, index: int) -> AsyncGenerator[OutputDelta, None]:
-        """One generation, counted in the candidate, in the run's usage and in the budget, even when it is cut short."""
+        """One generation, counted in the candidate, in the run's usage and in the budget, even when it is
+        cut short."""
         engine = self.models.engine(turn.model)
         prompt_ids = self.plan.prompts.encode(turn)
         max_tokens = self.plan.prompts.room(engine, len(prompt_ids))
@@ -191,8 +205,10 @@ class ImprovementRun:
             verdicts, tokens = await gate.judge(texts, baseline)
         except AppError as error:
             if self.options.scoring == "required":
-                raise error if isinstance(error, ScoringUnavailable) else ScoringUnavailable(
-                    "Scoring is required, and the gap reward could not read a candidate."
+                if isinstance(error, ScoringUnavailable):
+                    raise
+                raise ScoringUnavailable(
+                    "Scoring is required, and the gap reward could not read this response."
                     " Shorten the conversation, or send scoring: best_effort."
                 ) from error
             self.scoring, self.stop_reason = "skipped", "error"
@@ -204,7 +220,8 @@ class ImprovementRun:
         return found, tokens
 
     def _can_start(self, baseline: str) -> bool:
-        """Whether the iteration's first prompt and its response fit the model's context and the token budget."""
+        """Whether the iteration's first prompt and its response fit the model's context and the token
+        budget."""
         turn = self.plan.first_turn(baseline)
         tokens = len(self.plan.prompts.encode(turn))
         room = self.plan.prompts.room(self.models.engine(turn.model), tokens)
@@ -216,7 +233,8 @@ class ImprovementRun:
         return passes(chosen.text, baseline, verdict, self.options.min_win_probability)
 
     def _advance(self, iteration: Iteration) -> None:
-        """What an iteration means for the next: the new best response, the rejections in a row, whether to stop."""
+        """What an iteration means for the next: the new best response, the rejections in a row, whether to
+        stop."""
         if iteration.accepted:
             self.best, self.rejections = iteration.text, 0
         else:

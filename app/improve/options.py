@@ -61,7 +61,8 @@ class Options:
 
 
 def derive_seed(seed: int | None, *place: object) -> int | None:
-    """A seed of 32 bits for one generation of a run: the same for the same place, different for different places."""
+    """A seed of 32 bits for one generation of a run: the same for the same place, different for different
+    places."""
     if seed is None:
         return None
     digest = hashlib.sha256("/".join(str(part) for part in (seed, *place)).encode()).digest()

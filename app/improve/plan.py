@@ -1,6 +1,7 @@
 """A run before it starts: every choice that follows from the request and the models, and every refusal."""
 
-from app.errors import BadRequest, ScoringUnavailable
+from app.engines.base import Comparison
+from app.errors import BadRequest, ContextTooLong, ScoringUnavailable
 from app.improve import turns
 from app.improve.events import Scoring
 from app.improve.gate import Gate
@@ -12,7 +13,8 @@ from app.improve.turns import ModelName, Strategy, Turn
 class Plan:
     """Validates a request against the models and holds what follows from it.
 
-    Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before anything is generated.
+    Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before anything
+    is generated.
     """
 
     def __init__(self, models: Models, options: Options) -> None:
@@ -23,6 +25,7 @@ class Plan:
         self.prompts = Prompts(models, options)
         self._check_names()
         self._check_lengths()
+        self._check_scorer_length()
 
     def gate(self) -> Gate | None:
         """A gate for this run, or None when nothing is scored."""
@@ -64,7 +67,9 @@ class Plan:
         if self.options.strategy == "self_refine":
             return turns.self_refine(self.options.rubric)
         if self.scoring == "off":
-            raise BadRequest("best_of_n chooses by score: leave scoring out, or choose another strategy.", param="scoring")
+            raise BadRequest(
+                "best_of_n chooses by score: leave scoring out, or choose another strategy.", param="scoring"
+            )
         if self.scoring == "skipped":
             raise ScoringUnavailable(
                 "best_of_n chooses by score, and this server has no gap reward. Start it with --gap-reward.",
@@ -79,13 +84,15 @@ class Plan:
             width = options.candidates - (1 if options.reference is None else 0)
             if width < 1:
                 raise BadRequest(
-                    "best_of_n without a reference compares candidates with each other: send candidates of 2 or more.",
+                    "best_of_n without a reference compares candidates with each other: send candidates of"
+                    " 2 or more.",
                     param="candidates",
                 )
             return 1, width
         if self.scoring == "off" and options.candidates > 1:
             raise BadRequest(
-                f"candidates is {options.candidates}, and with scoring off nothing can choose among them: send 1.",
+                f"candidates is {options.candidates}, and with scoring off nothing can choose among them:"
+                " send 1.",
                 param="candidates",
             )
         if self.scoring == "skipped":
@@ -105,7 +112,8 @@ class Plan:
             draft_tokens, room = self.prompts.check_room(turns.draft(options.messages), "messages")
             if options.max_total_tokens is not None and draft_tokens + room > options.max_total_tokens:
                 raise BadRequest(
-                    f"max_total_tokens is {options.max_total_tokens}, and drafting alone may take {draft_tokens + room}"
+                    f"max_total_tokens is {options.max_total_tokens}, and drafting alone may take"
+                    f" {draft_tokens + room}"
                     f" ({draft_tokens} to read, up to {room} to write). Raise it, or lower max_tokens.",
                     param="max_total_tokens",
                 )
@@ -116,3 +124,16 @@ class Plan:
             without = len(alone.encode_chat(self.first_turn("").messages))
             blame = "reference" if self.prompts.room(alone, without) is not None else "messages"
             self.prompts.check_room(self.first_turn(options.reference), blame)
+
+    def _check_scorer_length(self) -> None:
+        """Where scoring is required, the gap reward can read the reference."""
+        scorer, reference = self.models.scorer, self.options.reference or ""
+        if self.options.scoring != "required" or scorer is None:
+            return
+        tokens = len(scorer.encode(Comparison(self.options.messages, reference, reference)))
+        if tokens > scorer.context_length:
+            raise ContextTooLong(
+                f"The conversation with its reference takes {tokens} tokens for the gap reward, whose context"
+                f" holds {scorer.context_length}. Shorten them, or send scoring: best_effort.",
+                param="messages",
+            )

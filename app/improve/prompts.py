@@ -18,7 +18,8 @@ class Prompts:
         self._encoded: tuple[Turn, list[int]] | None = None
 
     def encode(self, turn: Turn) -> list[int]:
-        """Prompt ids of a turn. The last one is kept: candidates that run side by side read the same prompt."""
+        """Prompt ids of a turn. The last one is kept: candidates that run side by side read the same
+        prompt."""
         if self._encoded is None or self._encoded[0] != turn:
             self._encoded = (turn, self.models.engine(turn.model).encode_chat(turn.messages))
         return self._encoded[1]
@@ -26,7 +27,8 @@ class Prompts:
     def room(self, engine: Engine, prompt_tokens: int) -> int | None:
         """`max_tokens` for a prompt of this length, or None when the response does not fit.
 
-        A `max_tokens` of the request is kept as it is; the checkpoint's own default gives way to a long prompt.
+        A `max_tokens` of the request is kept as it is; the checkpoint's own default gives way to a long
+        prompt.
         """
         left = engine.context_length - prompt_tokens
         if self.options.max_tokens is not None:
@@ -35,7 +37,8 @@ class Prompts:
         return min(wanted, left) if left >= min(wanted, SMALLEST_ROOM) else None
 
     def sampling(self, engine: Engine, max_tokens: int, *place: object) -> Sampling:
-        """The request's sampling over the checkpoint's. `place` (iteration, candidate, phase) makes the seed differ."""
+        """The request's sampling over the checkpoint's. `place` (iteration, candidate, phase) makes the
+        seed differ."""
         options, defaults = self.options, engine.defaults
         return Sampling(
             max_tokens=max_tokens,
@@ -48,16 +51,21 @@ class Prompts:
         )
 
     def check_room(self, turn: Turn, blame: str) -> tuple[int, int]:
-        """Tokens of the turn's prompt and of its response. `blame` is the field to shorten when they do not fit."""
+        """Tokens of the turn's prompt and of its response. `blame` is the field to shorten when they do not
+        fit."""
         engine = self.models.engine(turn.model)
         tokens = len(self.encode(turn))
         room = self.room(engine, tokens)
         if room is not None:
             return tokens, room
-        wanted = self.options.max_tokens or min(engine.defaults.max_tokens or DEFAULT_MAX_TOKENS, SMALLEST_ROOM)
+        wanted = self.options.max_tokens or min(
+            engine.defaults.max_tokens or DEFAULT_MAX_TOKENS, SMALLEST_ROOM
+        )
         lower = ", or lower max_tokens" if self.options.max_tokens else ""
         raise ContextTooLong(
-            f"The conversation takes {tokens} tokens for the {turn.model}, and its response needs {wanted}; its context"
-            f" holds {engine.context_length}. Shorten {blame} by {tokens + wanted - engine.context_length} tokens or more{lower}.",
+            f"The conversation takes {tokens} tokens for the {turn.model}, and its response needs {wanted};"
+            " its context"
+            f" holds {engine.context_length}. Shorten {blame} by {tokens + wanted - engine.context_length}"
+            f" tokens or more{lower}.",
             param=blame,
         )

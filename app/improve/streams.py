@@ -18,7 +18,8 @@ _DONE = _End.DONE
 async def within(stream: AsyncGenerator[T, None], deadline: float | None) -> AsyncGenerator[T, None]:
     """The items of `stream` until `deadline` (in the event loop's time). Closing it closes `stream`.
 
-    Raises `TimeoutError` when the deadline passes. Only the wait for an item is under the timeout: while the caller holds an item, no cancellation can reach it.
+    Raises `TimeoutError` when the deadline passes. Only the wait for an item is under the timeout: while
+    the caller holds an item, no cancellation can reach it.
     """
     try:
         while True:
@@ -32,7 +33,8 @@ async def within(stream: AsyncGenerator[T, None], deadline: float | None) -> Asy
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """The items of all streams as they come. The first exception of any of them ends all. Closing it closes all."""
+    """The items of all streams as they come. The first exception of any of them ends all. Closing it closes
+    all."""
     if len(streams) == 1:
         try:
             async for item in streams[0]:

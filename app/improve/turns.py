@@ -1,4 +1,5 @@
-"""How each strategy phrases one attempt: a generator of turns that is sent the text of each turn it asked for.
+"""How each strategy phrases one attempt: a generator of turns that is sent the text of each turn it asked
+for.
 
 The text of an attempt's last turn is the candidate.
 """
@@ -40,7 +41,8 @@ def assistant(content: str) -> Message:
 
 
 def pit(improve_turn: str) -> Strategy:
-    """PIT: the improver reads the conversation, the response so far and one fixed neutral sentence. No rubric."""
+    """PIT: the improver reads the conversation, the response so far and one fixed neutral sentence. No
+    rubric."""
 
     def attempt(prompt: Sequence[Message], baseline: str) -> Attempt:
         yield Turn("improver", [*prompt, assistant(baseline), user(improve_turn)], "response")
