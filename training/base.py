@@ -1,8 +1,8 @@
-"""The base model from scratch: tokenizer, then a language model on chat documents (TRL's SFTTrainer, all tokens).
+"""The base model from scratch: a tokenizer, then a language model on chat documents (TRL's SFTTrainer).
 
 In the pipeline this is the first model stage; with `base.path` set it is skipped. The corpus comes from
-corpus.py; recitation documents stand first, because a small model that has learned to copy learns the rest faster.
-Beyond the paper, which starts from PaLM 2.
+corpus.py; recitation documents stand first, because a small model that has learned to copy learns the rest
+faster. Beyond the paper, which starts from PaLM 2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train_base(worker: Worker) -> None:
     assert config.base.optimizer is not None
     length = config.length
     documents = base_corpus(config)
-    # Feedback and rewriting (Self-Refine) make the longest conversations: four turns of at most a response each.
+    # Feedback and rewriting (Self-Refine) make the longest conversations: four turns, each a response long.
     positions = -(-(length.prompt + length.reference + 3 * length.response + 32) // 64) * 64
     tokenizer = train_tokenizer(tokenizer_texts(config, documents), config.base.model.vocabulary, positions)
     model = scratch_model(config, tokenizer, positions)
@@ -56,7 +56,8 @@ def train_base(worker: Worker) -> None:
         recommend_sampling(model, tokenizer, config.sampling.policy_temperature, length.response)
         golden = generation_golden(model.eval(), tokenizer, heldout[:3], None)
         data: dict[str, Any] = {"name": config.name, "seed": config.seed, "documents": len(documents)}
-        publish(config.output / "base", model, tokenizer, config, "policy", golden, Provenance(None, None, data, {}))
+        provenance = Provenance(None, None, data, {})
+        publish(config.output / "base", model, tokenizer, config, "policy", golden, provenance)
 
 
 def _by_length(rows: list[list[int]], batch: int, seed: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""Calibrates the gap reward: P(candidate is better) = σ(a·g + b), with its expected calibration error (METHOD §2).
+"""Calibrates the gap reward: P(candidate is better) = σ(a·g + b), and measures its error (METHOD §2).
 
-In the pipeline it stands last: the pairs to calibrate on must look like what the server will judge. Half of the
-held-out pairs fits a and b, the other half measures the error that the manifest states.
+In the pipeline it stands last: the pairs to calibrate on must look like what the server will judge. Half of
+the held-out pairs fits a and b, the other half measures the error that the manifest states.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from training.checkpoint import update_manifest
 from training.gap_reward import gap_scores
 from training.models import load_reward_model, load_tokenizer
-from training.pipeline_paths import gap_reward_names
+from training.paths import gap_reward_names
 from training.prepare import read_part
 from training.runtime import Progress, Worker
 from training.trainers import append_metrics
@@ -58,7 +58,10 @@ def centred_gaps(
 
 
 def fit(gaps: Sequence[float], better: Sequence[bool]) -> tuple[float, float]:
-    """Maximum-likelihood a and b by Newton's method, with a weak prior that keeps them finite when classes separate."""
+    """Maximum-likelihood a and b by Newton's method.
+
+    A weak prior keeps them finite when the classes separate.
+    """
     a, b, ridge = 1.0, 0.0, 1e-3
     for _ in range(100):
         ga = ridge * a
@@ -114,9 +117,7 @@ def calibrate(worker: Worker) -> dict[str, Any]:
         accuracy = sum((g > 0) == y for g, y in zip(gaps, better, strict=True)) / len(gaps)
         result = {"a": a, "b": b, "ece": ece, "n": len(rows) - half, "accuracy": accuracy}
         record = {key: round(result[key], 6) for key in ("a", "b", "ece")} | {"n": result["n"]}
-        update_manifest(
-            directory, {"gap": {"centering": config.gap_reward.centering, "calibration": record}}
-        )
+        update_manifest(directory, {"gap": {"centering": config.gap_reward.centering, "calibration": record}})
         append_metrics(worker, {"checkpoint": name, **result})
     return result
 

@@ -1,8 +1,9 @@
 """What each model reads, as chat messages: the conversation is the interface (METHOD §4).
 
-The improver's input is an ordinary chat, `prompt`, the reference as the assistant's turn, and one fixed neutral
-sentence as the user's next turn; the gap reward reads the same chat with the candidate as the last turn. So any chat
-template works, and training and serving agree when both render these messages with the checkpoint's own template.
+The improver's input is an ordinary chat, `prompt`, the reference as the assistant's turn, and one fixed
+neutral sentence as the user's next turn; the gap reward reads the same chat with the candidate as the last
+turn. So any chat template works, and training and serving agree when both render these messages with the
+checkpoint's own template.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def reward_messages(prompt: Sequence[Message], response: str) -> Conversation:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    generation_prompt: bool = False,
 ) -> list[list[int]]:
     """Token ids of each conversation, exactly as the chat template renders it."""
     ids: list[list[int]] = tokenizer.apply_chat_template(
@@ -55,7 +59,7 @@ def encode_completion(
     Raises:
         ValueError: the template does not render a conversation as an extension of its own generation prompt.
     """
-    prompt, whole = encode(tokenizer, [messages], generation_prompt=True)[0], []
+    prompt = encode(tokenizer, [messages], generation_prompt=True)[0]
     whole = encode(tokenizer, [[*messages, assistant(response)]])[0]
     if whole[: len(prompt)] != prompt:
         raise ValueError(

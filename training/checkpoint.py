@@ -1,7 +1,8 @@
-"""Writes checkpoint directories: an ordinary Hugging Face model plus the manifest `pit.json` (docs/checkpoint.md).
+"""Writes checkpoint directories: an ordinary Hugging Face model and `pit.json` (docs/checkpoint.md).
 
-In the pipeline every stage that trains a model ends here. A directory appears whole or not at all: it is written
-beside its place, synced, and renamed. Golden samples let a server prove that it computes what training computed.
+In the pipeline every stage that trains a model ends here. A directory appears whole or not at all: it is
+written beside its place, synced, and renamed. Golden samples let a server prove that it computes what
+training computed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "pit.json"
 Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward"]
-_HASHED = (".safetensors", ".bin", "config.json", "tokenizer.json", "tokenizer_config.json", ".jinja", "vocab.json", "merges.txt")  # fmt: skip
+_HASHED = (
+    ".safetensors", ".bin", "config.json", "tokenizer.json", "tokenizer_config.json", ".jinja", "vocab.json",
+    "merges.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 def content_hash(directory: Path) -> str:
     """One hash for a model directory: over the lines "NAME HEX\n" of `hash_files`, sorted by name."""
-    lines = (f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(hash_files(directory).items()))
+    lines = (
+        f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(hash_files(directory).items())
+    )
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -90,10 +96,13 @@ def check_files(directory: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = directory / name
         if not path.exists():
-            raise CheckpointError(f"{path}: missing; delete {directory} and run again to train this stage anew")
+            raise CheckpointError(
+                f"{path}: missing; delete {directory} and run again to train this stage anew"
+            )
         if file_hash(path) != expected:
             raise CheckpointError(
-                f"{path}: does not match its hash in {MANIFEST}; delete {directory} and run again to train it anew"
+                f"{path}: does not match its hash in {MANIFEST}; "
+                f"delete {directory} and run again to train this stage anew"
             )
     return manifest
 
@@ -155,7 +164,7 @@ def generation_golden(
     pairs: Sequence[PreferencePair],
     improve_turn: str | None,
 ) -> list[dict[str, Any]]:
-    """Golden samples of a policy (`improve_turn` None) or an improver: log-probabilities of the chosen response."""
+    """Golden samples of a policy (`improve_turn` None) or an improver: log-probabilities of y_w."""
     samples = []
     for pair in pairs:
         messages = list(pair.prompt)

@@ -55,7 +55,9 @@ def sample(
     from training.synthetic import make_pairs
 
     pair = make_pairs(index + 1, seed)[index]
-    print(json.dumps({"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen, "rejected": pair.rejected}))
+    print(
+        json.dumps({"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen, "rejected": pair.rejected})
+    )
 
 
 def main() -> None:

@@ -165,7 +165,9 @@ class RunConfig(_Frozen):
     @model_validator(mode="after")
     def _stages_fit(self) -> RunConfig:
         if (self.reward is None) != (self.rl_policy is None):
-            raise ValueError("reward and rl_policy belong together: the policy is trained on the pointwise reward")
+            raise ValueError(
+                "reward and rl_policy belong together: the policy is trained on the pointwise reward"
+            )
         if self.rl_policy is not None and len(self.rl_policy.steps) != 1:
             raise ValueError("rl_policy.steps takes one number")
         if len(self.rl_improver.steps) != 2:
@@ -178,7 +180,7 @@ class RunConfig(_Frozen):
         return min(os.cpu_count() or 1, 4) if self.processes == "auto" else self.processes
 
     def digest(self, stage: str) -> str:
-        """Content hash of every setting that decides a stage's result, those of the stages before it included."""
+        """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
         return "sha256:" + hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
@@ -209,7 +211,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(record, dict):

@@ -1,8 +1,8 @@
 """The text that a base model trained from scratch learns language from.
 
-For the help desk the documents come from synthetic.py. For preference data they come from the training pairs: people's
-responses, word lists said twice, and responses with slips put in at random and then said again without them (the
-denoising that BART and T5 pre-train on). None of them holds the improve turn.
+For the help desk the documents come from synthetic.py. For preference data they come from the training pairs:
+people's responses, word lists said twice, and responses with slips put in at random and then said again
+without them (the denoising that BART and T5 pre-train on). None of them holds the improve turn.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def add_slips(text: str, other: str, rng: random.Random) -> str:
             stretch = others[start : start + rng.randint(1, 5)]
             words[place:place] = [*stretch, *rng.choice(_FILLERS).split()]
         elif kind < 0.7:
-            words[place:place] = [*words[place : place + rng.randint(1, 4)], *rng.choice(("", *_FILLERS)).split()]
+            words[place:place] = [
+                *words[place : place + rng.randint(1, 4)],
+                *rng.choice(("", *_FILLERS)).split(),
+            ]
         elif kind < 0.85 and others:
             words.insert(place, rng.choice(others))
         else:

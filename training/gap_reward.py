@@ -1,9 +1,10 @@
 """The gap reward r_gap(x, y1, y2): how much better candidate y1 is than baseline y2 (METHOD §2).
 
-In the pipeline it stands after the improver's SFT, whose weights it starts from (a better start than the base model,
-by METHOD §6). Its loss reads four scores of one pair: (w,l), (w,w), (l,l), (l,w).
+In the pipeline it stands after the improver's SFT, whose weights it starts from (a better start than the base
+model, by METHOD §6). Its loss reads four scores of one pair: (w,l), (w,w), (l,l), (l,w).
 
-TRL has no trainer for a loss over four sequences, so this is transformers' Trainer with its public `compute_loss`.
+TRL has no trainer for a loss over four sequences, so this is transformers' Trainer with its public
+`compute_loss`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from training.checkpoint import Provenance, content_hash, publish, score_golden
 from training.losses import gap_loss, pairwise_loss
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
-from training.pipeline_paths import data_record, gap_reward_names
+from training.paths import data_record, gap_reward_names
 from training.prefix_tree import TreeScorer, collate, merge
 from training.prepare import read_part
 from training.runtime import Worker
@@ -36,7 +37,7 @@ ORDER = ("wl", "ww", "ll", "lw")  # candidate first, baseline second
 
 
 class GapTrainer(Trainer):  # type: ignore[misc]
-    """Its model is a `TreeScorer`; a batch holds the four sequences of each pair, in `ORDER`, as prefix trees."""
+    """Its model is a `TreeScorer`; a batch holds the four sequences of each pair, in `ORDER`, as trees."""
 
     single_term = False
 
@@ -71,7 +72,7 @@ def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str
 def score(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, batch: int = 64
 ) -> list[float]:
-    """Raw logits of encoded conversations, in their order; sorted by length inside, so that padding is short."""
+    """Raw logits of encoded conversations, in their order (batches are of similar length)."""
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()
@@ -91,7 +92,9 @@ def gap_scores(
     improve_turn: str,
 ) -> list[float]:
     """Mean r_gap of the ensemble for rows (prompt, candidate, baseline)."""
-    encoded = encode(tokenizer, [gap_messages(x, candidate, baseline, improve_turn) for x, candidate, baseline in rows])
+    encoded = encode(
+        tokenizer, [gap_messages(x, candidate, baseline, improve_turn) for x, candidate, baseline in rows]
+    )
     each = [score(model, encoded, tokenizer.pad_token_id) for model in models]
     return [sum(values) / len(values) for values in zip(*each, strict=True)]
 

@@ -21,8 +21,8 @@ def gap_loss(wl: Tensor, ww: Tensor, ll: Tensor, lw: Tensor) -> Tensor:
     The wanted order is wl ≥ ww ≈ ll ≥ lw, where wl = r_gap(x, y_w, y_l): candidate first, baseline second.
     L = −Σ log σ(a − b) over (a, b) in (wl,ww), (wl,ll), (wl,lw), (ww,lw), (ll,lw).
 
-    Only differences count, so adding a constant to all four scores changes nothing: r_gap(y, y) = 0 is not enforced,
-    and a score must be centred before it means anything (calibrate.py).
+    Only differences count, so adding a constant to all four scores changes nothing: r_gap(y, y) = 0 is not
+    enforced, and a score must be centred before it means anything (calibrate.py).
 
     Shape: all (batch,); returns (batch,).
     """

@@ -1,4 +1,4 @@
-"""Loads and builds models: a new one from scratch, a causal LM, a reward model that starts from a causal LM."""
+"""Loads and builds models: from scratch, a causal LM, a reward model that starts from a causal LM."""
 
 from __future__ import annotations
 

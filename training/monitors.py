@@ -1,4 +1,4 @@
-"""Figures that show what RL is really doing: copying, length, truncation, and the gold score where there is one.
+"""Figures that show what RL is really doing: copying, length, truncation, the gold score where known.
 
 A reward model's own score rises also when it is being hacked; these do not feed back into training.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from training.config import RunConfig
 from training.data import Message
-from training.synthetic import gold_score
+from training.helpdesk import gold_score
 
 
 class Monitor:
@@ -28,7 +28,8 @@ class Monitor:
         """`copied` (share equal to its reference), `words`, `truncated` (share), and `gold` (points)."""
         count = len(responses)
         figures = {
-            "copied": sum(y.strip() == ref.strip() for y, ref in zip(responses, references, strict=True)) / count,
+            "copied": sum(y.strip() == ref.strip() for y, ref in zip(responses, references, strict=True))
+            / count,
             "words": sum(len(y.split()) for y in responses) / count,
             "truncated": 1 - sum(ended) / count,
         }

@@ -1,6 +1,7 @@
 """Muon for hidden weight matrices, AdamW for everything else, as one optimizer that a trainer can hold.
 
-A model trained from scratch learns to copy in about a third of the steps that AdamW alone needs (docs/decisions).
+A model trained from scratch learns to copy in about a third of the steps that AdamW alone needs
+(docs/decisions).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float) -> None:
-        hidden, other = [], []
+        hidden: list[torch.nn.Parameter] = []
+        other: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -39,7 +41,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = closure() if closure is not None else None
-        self.muon.step()
+        self.muon.step()  # type: ignore[no-untyped-call]
         self.adamw.step()
         return loss
 

@@ -1,6 +1,6 @@
-"""The whole pipeline: the stages in order, resumed where a run stopped, and a table of their figures at the end.
+"""The whole pipeline: the stages in order, resumed where a run stopped, and a table of their figures.
 
-This file is the map: read STAGES.
+This file is the map: read `stages`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.table import Table
 from training.checkpoint import check_files, read_manifest
 from training.config import RunConfig
 from training.errors import ConfigError
-from training.pipeline_paths import gap_reward_names
+from training.paths import gap_reward_names
 from training.prepare import prepare_data
 from training.runtime import Progress, run_stage
 
@@ -50,7 +50,9 @@ def stages(config: RunConfig) -> list[Stage]:
         found.append(Stage("policy", "training.rl:train_policy", "policy: RLOO on the reward"))
     else:
         found.append(Stage("policy", "training.sft:promote_policy", "policy: as after fine-tuning"))
-    found.append(Stage("improver", "training.rl:train_improver", "improver: RLOO on the gap reward, phases 0 and 1"))
+    found.append(
+        Stage("improver", "training.rl:train_improver", "improver: RLOO on the gap reward, phases 0 and 1")
+    )
     return found
 
 
@@ -151,10 +153,11 @@ def summary(config: RunConfig, seconds: dict[str, float], calibration: dict[str,
     last = _last_metrics(config.output / "metrics.jsonl")
     shown = ("loss", "accuracy", "reward", "kl", "gold", "copied", "truncated")
     for stage in stages(config):
-        figures = last.get(stage.name, {})
-        text = "  ".join(f"{name} {figures[name]:.3f}" for name in shown if name in figures)
+        known = last.get(stage.name, {})
+        text = "  ".join(f"{name} {known[name]:.3f}" for name in shown if name in known)
         table.add_row(stage.name, _clock(seconds[stage.name]) if stage.name in seconds else "before", text)
-    table.add_row("calibration", "", "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in calibration.items()))
+    figures = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in calibration.items())
+    table.add_row("calibration", "", "  ".join(figures))
     return table
 
 

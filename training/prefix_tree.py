@@ -1,8 +1,8 @@
 """Scores several sequences that share prefixes in one pass, computing every shared token once.
 
-The four inputs of the gap loss are one prompt, two baselines and two candidates after each: as a tree they have about
-half of the tokens that they have as four sequences. A token attends to the path from the root to itself, and its
-position is its depth, so a decoder computes exactly what it computes for each sequence alone.
+The four inputs of the gap loss are one prompt, two baselines and two candidates after each: as a tree they
+have about half of the tokens that they have as four sequences. A token attends to the path from the root to
+itself, and its position is its depth, so a decoder computes exactly what it computes for each sequence alone.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def merge(sequences: Sequence[Sequence[int]]) -> PrefixTree:
 def collate(trees: Sequence[PrefixTree], pad_token_id: int) -> dict[str, Tensor]:
     """Pad trees of equally many sequences.
 
-    Shape: `input_ids`, `position_ids` (batch, T); `attention_mask` (batch, 1, T, T), True where a token attends;
-    `ends` (batch, sequences), where each sequence's last token stands.
+    Shape: `input_ids`, `position_ids` (batch, T); `attention_mask` (batch, 1, T, T), True where a token
+    attends; `ends` (batch, sequences), where each sequence's last token stands.
     """
     longest = max(len(tree.tokens) for tree in trees)
     input_ids = torch.full((len(trees), longest), pad_token_id)
@@ -66,9 +66,16 @@ def collate(trees: Sequence[PrefixTree], pad_token_id: int) -> dict[str, Tensor]
         position_ids[row, :size] = torch.tensor(tree.positions)
         for path in tree.paths:
             index = torch.tensor(path)
-            mask[row, index[:, None], index[None, :]] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+            mask[row, index[:, None], index[None, :]] = torch.ones(
+                len(path), len(path), dtype=torch.bool
+            ).tril()
     ends = torch.tensor([[path[-1] for path in tree.paths] for tree in trees])
-    return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask[:, None], "ends": ends}
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "attention_mask": mask[:, None],
+        "ends": ends,
+    }
 
 
 class TreeScorer(nn.Module):
@@ -78,7 +85,9 @@ class TreeScorer(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, ends: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, ends: Tensor
+    ) -> Tensor:
         """Raw logits, (batch, sequences)."""
         model: Any = self.classifier
         hidden = model.base_model(

@@ -1,7 +1,7 @@
 """The first stage: read or write the preference pairs, and split them between the stages, by prompt.
 
-`data/sft.jsonl`, `reward.jsonl` and `rl.jsonl` are the paper's three parts; `heldout.jsonl` is seen by none of them
-(calibration, figures, evaluation).
+`data/sft.jsonl`, `reward.jsonl` and `rl.jsonl` are the paper's three parts; `heldout.jsonl` is seen by none
+of them (calibration, figures, evaluation).
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ def prepare_data(config: RunConfig) -> str:
     parts = split_by_prompt(training, config.data.split, config.seed, config.data.split_key)
     for name, pairs in zip((*PARTS, "heldout"), (*parts, heldout), strict=True):
         write_pairs(directory / f"{name}.jsonl", pairs)
+    sizes = {name: len(pairs) for name, pairs in zip((*PARTS, "heldout"), (*parts, heldout), strict=True)}
     record = {
         "files": [report.as_dict() for report in reports],
-        "pairs": {name: len(pairs) for name, pairs in zip((*PARTS, "heldout"), (*parts, heldout), strict=True)},
+        "pairs": sizes,
     }
     (directory / "report.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     # Written last: its presence says that the data is whole.
     (directory / "settings.json").write_text(config.digest("base"), encoding="utf-8")
-    sizes = ", ".join(f"{name} {count}" for name, count in record["pairs"].items())  # type: ignore[attr-defined]
-    return "\n".join([*(report.text() for report in reports), f"pairs: {sizes}"])
+    counts = ", ".join(f"{name} {count}" for name, count in sizes.items())
+    return "\n".join([*(report.text() for report in reports), f"pairs: {counts}"])
 
 
 def read_part(config: RunConfig, part: str) -> list[PreferencePair]:

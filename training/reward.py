@@ -12,7 +12,7 @@ from training.chat import encode, reward_messages
 from training.checkpoint import Provenance, content_hash, publish, score_golden
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
-from training.pipeline_paths import data_record
+from training.paths import data_record
 from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
@@ -31,7 +31,10 @@ def train_reward(worker: Worker) -> None:
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
-            **{**common_arguments(worker, config.reward.optimizer), "train_sampling_strategy": "group_by_length"},
+            **{
+                **common_arguments(worker, config.reward.optimizer),
+                "train_sampling_strategy": "group_by_length",
+            },
             length_column_name="length",
             max_length=None,
         ),

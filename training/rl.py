@@ -1,12 +1,12 @@
 """Reinforcement learning of the policy and of the improver, TRL's RLOOTrainer (METHOD §3).
 
 policy:   max E[ r(x, y) ] − β·KL(M_P ‖ M_P^SFT)
-improver: max E[ r_gap(x, y, y_ref) ] − β·KL(M_PIT ‖ M_PIT^SFT), in two phases: y_ref from the data (both y_l and
-y_w), then y_ref from the policy that RL has trained.
+improver: max E[ r_gap(x, y, y_ref) ] − β·KL(M_PIT ‖ M_PIT^SFT), in two phases: y_ref from the data (both y_l
+and y_w), then y_ref from the policy that RL has trained.
 
-Both phases are ONE run over an ordered data set, because the trainer takes the KL anchor from the checkpoint that it
-loads: a second run would anchor on the first phase's result. The algorithm and all its settings are our choice, the
-paper leaves them open.
+Both phases are ONE run over an ordered data set, because the trainer takes the KL anchor from the checkpoint
+that it loads: a second run would anchor on the first phase's result. The algorithm and all its settings are
+our choice, the paper leaves them open.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.gap_reward import gap_scores, score
 from training.generate import sample_responses
 from training.models import load_causal_lm, load_reward_model, load_tokenizer, recommend_sampling
 from training.monitors import Monitor
-from training.pipeline_paths import data_record, gap_reward_names
+from training.paths import data_record, gap_reward_names
 from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
@@ -47,11 +47,17 @@ def train_policy(worker: Worker) -> None:
     tokenizer = load_tokenizer(config.output / "reward")
     model = load_reward_model(config.output / "reward", config.seed)
 
-    def rewards(questions: Sequence[Sequence[Message]], candidates: Sequence[str], _: Sequence[str]) -> list[float]:
-        texts = [[*x, Message(role="assistant", content=y)] for x, y in zip(questions, candidates, strict=True)]
+    def rewards(
+        questions: Sequence[Sequence[Message]], candidates: Sequence[str], _: Sequence[str]
+    ) -> list[float]:
+        texts = [
+            [*x, Message(role="assistant", content=y)] for x, y in zip(questions, candidates, strict=True)
+        ]
         return score(model, encode(tokenizer, texts), tokenizer.pad_token_id)
 
-    prompts = _draw([list(pair.prompt) for pair in read_part(config, "rl")], rl.steps[0] * rl.prompts, config.seed)
+    prompts = _draw(
+        [list(pair.prompt) for pair in read_part(config, "rl")], rl.steps[0] * rl.prompts, config.seed
+    )
     rows = [{"prompt": prompt, "question": prompt, "reference": "", "phase": 0} for prompt in prompts]
     _train(worker, rl, rows, rewards, "policy")
 
@@ -76,7 +82,12 @@ def train_improver(worker: Worker) -> None:
         prompts = _draw([list(pair.prompt) for pair in pairs], rl.steps[1] * rl.prompts, config.seed + 1)
         rows += [(x, y, 1) for x, y in zip(prompts, _policy_references(worker, prompts), strict=True)]
     dataset = [
-        {"prompt": improver_messages(x, y, config.improve_turn), "question": x, "reference": y, "phase": phase}
+        {
+            "prompt": improver_messages(x, y, config.improve_turn),
+            "question": x,
+            "reference": y,
+            "phase": phase,
+        }
         for x, y, phase in rows
     ]
     _train(worker, rl, dataset, rewards, "improver")
@@ -103,7 +114,9 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
     tokenizer = load_tokenizer(anchor)
     batch = rl.prompts * rl.samples
     if batch % worker.size:
-        raise TrainingError(f"{worker.stage}: prompts × samples = {batch} does not divide by {worker.size} processes")
+        raise TrainingError(
+            f"{worker.stage}: prompts × samples = {batch} does not divide by {worker.size} processes"
+        )
     trainer = RLOOTrainer(
         model=str(anchor),  # the trainer loads its KL anchor from this same path
         reward_funcs=_reward_function(worker, rl, scorer, tokenizer),

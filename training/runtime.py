@@ -1,8 +1,8 @@
 """Runs one stage in worker processes: one for each accelerator, or one for each core of a CPU.
 
-In the pipeline every stage goes through `run_stage`. The workers are forked from a server that has imported the
-heavy libraries once; each has one thread, and torch.distributed joins them, so two cores do twice the work. What the
-libraries print goes to the stage's log file; progress comes back through a pipe.
+In the pipeline every stage goes through `run_stage`. The workers are forked from a server that has imported
+the heavy libraries once; each has one thread, and torch.distributed joins them, so two cores do twice the
+work. What the libraries print goes to the stage's log file; progress comes back through a pipe.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Worker:
 
 
 def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callable[[Progress], None]) -> Any:
-    """Run `function` ("package.module:name", called with a `Worker`) in every worker; return what rank 0 returned.
+    """Run `function` ("package.module:name", called with a `Worker`) in every worker; return rank 0's result.
 
     Raises:
         TrainingError: what a worker raised as one, or that a worker died, with the place of its log.
@@ -85,8 +85,10 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
         pipes: dict[Connection, BaseProcess] = {}
         for rank in range(size):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(config, stage, function, rank, size, port, log, sender), name=f"{stage}-{rank}"
+            process: BaseProcess = context.Process(
+                target=_work,
+                args=(config, stage, function, rank, size, port, log, sender),
+                name=f"{stage}-{rank}",
             )
             process.start()
             sender.close()
@@ -115,7 +117,8 @@ def _listen(pipes: dict[Connection, BaseProcess], log: Path, on_progress: Callab
                 pipes[pipe].join(timeout=30)
                 if pipes[pipe].exitcode != 0:
                     raise TrainingError(
-                        f"worker {pipes[pipe].name} ended with exit code {pipes[pipe].exitcode}; its log: {log}. "
+                        f"worker {pipes[pipe].name} ended with exit code {pipes[pipe].exitcode}; "
+                        f"its log: {log}. "
                         "Run the same command again to resume from the last save."
                     ) from None
                 continue

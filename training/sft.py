@@ -3,8 +3,8 @@
 policy:   L = −Σ log M_P(y_w | x)
 improver: L = −Σ log M_PIT(y_w | x, y_l), on y_w's tokens only (METHOD §1).
 
-Beyond the paper: the policy may replay some of the base documents, so that it can still follow the feedback and
-rewriting turns of the Self-Refine baseline.
+Beyond the paper: the policy may replay some of the base documents, so that it can still follow the feedback
+and rewriting turns of the Self-Refine baseline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.corpus import base_corpus
 from training.errors import DataError
 from training.models import load_causal_lm, load_tokenizer, recommend_sampling
 from training.optim import make_optimizer
-from training.pipeline_paths import base_source, data_record
+from training.paths import base_source, data_record
 from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
@@ -37,7 +37,8 @@ def train_improver(worker: Worker) -> None:
     """Train and publish `improver_sft`."""
     turn = worker.config.improve_turn
     rows = [
-        (improver_messages(pair.prompt, pair.rejected, turn), pair.chosen) for pair in read_part(worker.config, "sft")
+        (improver_messages(pair.prompt, pair.rejected, turn), pair.chosen)
+        for pair in read_part(worker.config, "sft")
     ]
     _train(worker, worker.config.sft_improver, rows, "improver")
 
@@ -53,7 +54,9 @@ def _train(worker: Worker, sft: SftConfig, rows: list[tuple[Conversation, str]],
             labels = [-100] * len(prompt) + completion
             examples.append({"input_ids": prompt + completion, "labels": labels, "length": len(labels)})
     if not examples:
-        raise DataError(f"every response is longer than length.response={config.length.response} tokens; raise it")
+        raise DataError(
+            f"every response is longer than length.response={config.length.response} tokens; raise it"
+        )
     if sft.replay:
         documents = base_corpus(config)[config.base.recitation_first :]
         for ids in encode(tokenizer, documents[: int(sft.replay * len(examples))]):

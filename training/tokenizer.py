@@ -1,6 +1,7 @@
 """Byte-level BPE tokenizer and chat template for a model trained from scratch.
 
-In the pipeline this runs once, before the base model. Real base models bring their own tokenizer and template.
+In the pipeline this runs once, before the base model. Real base models bring their own tokenizer and
+template.
 """
 
 from __future__ import annotations

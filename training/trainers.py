@@ -1,7 +1,8 @@
 """What all stages share: the trainer's arguments, progress and metrics, and resuming.
 
-Traps of the libraries that are handled here: on a CPU bf16 and gradient checkpointing must be off by name; columns
-that only our own loss reads must not be dropped; a checkpoint that a kill cut short must not be resumed from.
+Traps of the libraries that are handled here: on a CPU bf16 and gradient checkpointing must be off by name;
+columns that only our own loss reads must not be dropped; a checkpoint that a kill cut short must not be
+resumed from.
 """
 
 from __future__ import annotations
@@ -88,9 +89,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         loss = logs.get("loss")
         if loss is not None and not math.isfinite(loss):
             raise Diverged(
-                f"{self.worker.stage}: the loss is {loss} at step {state.global_step}; lower the learning rate"
+                f"{self.worker.stage}: the loss is {loss} at step {state.global_step}; "
+                "lower the learning rate"
             )
-        self.figures = "  ".join(f"{k.split('/')[-1]} {logs[k]:.3f}" for k in self.shown if k in logs) or self.figures
+        self.figures = (
+            "  ".join(f"{k.split('/')[-1]} {logs[k]:.3f}" for k in self.shown if k in logs) or self.figures
+        )
         if self.worker.main:
             append_metrics(
                 self.worker,

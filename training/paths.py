@@ -22,4 +22,10 @@ def data_record(config: RunConfig) -> dict[str, Any]:
     """The manifest's `data`: name, seed, counts and file hashes."""
     report = json.loads((config.output / "data" / "report.json").read_text(encoding="utf-8"))
     files = [{"name": file["path"].rsplit("/", 1)[-1], "sha256": file["sha256"]} for file in report["files"]]
-    return {"name": config.name, "format": config.data.format, "seed": config.seed, "pairs": report["pairs"], "files": files}  # fmt: skip
+    return {
+        "name": config.name,
+        "format": config.data.format,
+        "seed": config.seed,
+        "pairs": report["pairs"],
+        "files": files,
+    }
