@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -44,6 +45,8 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
 }
+SHUTDOWN_TIMEOUT_S = 5.0
+"""After this an engine process that does not end by itself is killed."""
 UNUSED = ("sklearn", "scipy", "pandas")
 BLOCK_SIZE = 32
 """Tokens of a prefix cache block on a CPU; vLLM's default of 128 caches nothing of a short conversation."""
@@ -183,7 +186,11 @@ class VllmEngine:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await asyncio.to_thread(self._llm.shutdown, timeout=2.0)
+            # Or the handler finds a dead engine and logs it as a failure.
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()
+            await asyncio.to_thread(self._llm.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
+            multiprocessing.active_children()  # reaps the processes that have ended
 
     async def _stream(self, prompt_ids: Sequence[int], parameters: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for token ids. AsyncLLM aborts the request when its generator is closed or
@@ -191,6 +198,8 @@ class VllmEngine:
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        if self._closed:
+            raise EngineFailed("The engine is stopped.")
         prompt = tokens_input(list(prompt_ids))
         prompt["arrival_time"] = time.time()
         try:

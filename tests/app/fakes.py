@@ -104,9 +104,10 @@ class FakeEngine:
             seed = 0 if sampling.temperature == 0 else sampling.seed
             source = random.Random() if seed is None else random.Random(f"{prompt_ids[0]}/{seed}")
             words = [source.choice(WORDS) for _ in range(source.randint(1, 20))]
-        for number, word in enumerate(words):
-            if any(stop in word for stop in sampling.stop):
-                return words[:number], True
+        text = " ".join(words)
+        ends = [text.index(stop) for stop in sampling.stop if stop in text]
+        if ends:
+            words = text[: min(ends)].split()
         return words[: sampling.max_tokens], len(words) <= sampling.max_tokens
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
