@@ -33,6 +33,49 @@ def run(
     run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain)
 
 
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="The YAML file that the run was trained with.")],
+    overrides: Overrides = None,
+    examples: Annotated[int, typer.Option(min=1, help="Held-out examples.")] = 1_000,
+    iterations: Annotated[int, typer.Option(min=1, max=20, help="Iterations of PIT.")] = 5,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 24,
+    url: Annotated[
+        str | None, typer.Option(help="A running pit serve; without it one is started for the evaluation.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Of PIT and Self-Refine  [default: the checkpoints']")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the examples and of all sampling.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Where to write  [default: OUT/evaluation]")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="gold, edit or edit+toxicity  [default: as the configuration says]")
+    ] = None,
+    again: Annotated[bool, typer.Option(help="Set earlier answers aside and ask anew.")] = False,
+) -> None:
+    """Compare PIT, Self-Refine, best-of-4 and the data through the server; the same command again resumes."""
+    from rich.console import Console
+
+    from training.config import load_config
+    from training.evaluate import JUDGES, Options
+    from training.evaluate import evaluate as run_evaluation
+
+    if judge is not None and judge not in JUDGES:
+        raise typer.BadParameter(f"choose one of {', '.join(JUDGES)}", param_hint="--judge")
+    options = Options(
+        examples,
+        iterations,
+        concurrency,
+        url,
+        temperature,
+        seed,
+        output,
+        JUDGES[judge] if judge else None,
+        again,
+    )
+    run_evaluation(load_config(config, overrides or []), options, Console())
+
+
 @data_app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A file of preference pairs, plain or .gz.")],

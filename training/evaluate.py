@@ -1,0 +1,294 @@
+"""Evaluation through the server that answers users: ask every system, judge the answers, print and keep the
+tables.
+
+In the pipeline this stands after training. It talks HTTP to `pit serve` (its own, or one that runs) and
+therefore measures the real loop, gate and sampling. A run that was killed goes on where it stopped.
+
+Deviation from the paper: judges are a gold scorer and edit distances instead of GPT-4, DeBERTa and people.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from training.answers import AnswerFile, set_aside
+from training.bars import edit_bars, gold_bars
+from training.config import RunConfig
+from training.data import PreferencePair, load_pairs
+from training.errors import ConfigError, DataError, TrainingError
+from training.report import as_json, edit_sections, gold_sections, markdown, show
+from training.serving import CHECKPOINTS, server, server_command
+from training.synthetic import make_pairs
+from training.systems import CallFailed, Client, Plan, ask_all
+
+JudgeName = Literal["gold", "edit", "edit+toxicity"]
+JUDGES: dict[str, JudgeName] = {"gold": "gold", "edit": "edit", "edit+toxicity": "edit+toxicity"}
+FAILURES = 10
+"""So many calls may fail for good before the evaluation gives up: more is a server that is not well."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `pit-train evaluate` takes beside the configuration. None: as the configuration or the format
+    says."""
+
+    examples: int = 1_000
+    iterations: int = 5
+    concurrency: int = 24
+    url: str | None = None
+    temperature: float | None = None
+    seed: int = 1
+    output: Path | None = None
+    judge: JudgeName | None = None
+    again: bool = False
+    deadline_s: float = 120.0
+
+
+def evaluate(config: RunConfig, options: Options, console: Console) -> Path:
+    """Run an evaluation; return the directory with responses.jsonl, report.md and report.json.
+
+    Raises:
+        ConfigError: no judge fits the data, or earlier answers have other settings.
+        TrainingError: the server cannot be reached, does not start, or fails; what was answered is kept.
+    """
+    judge = options.judge or config.evaluation.judge or _default_judge(config)
+    if judge == "gold" and config.data.format != "helpdesk":
+        raise ConfigError(
+            f"judge gold reads the helpdesk's responses only, and data.format is {config.data.format!r}"
+        )
+    plan = Plan(
+        iterations=options.iterations,
+        self_refine_iterations=min(3, options.iterations),
+        temperature=options.temperature,
+        seed=options.seed,
+        from_draft=judge != "gold",
+    )
+    pairs = examples(config, options.examples, options.seed)
+    output = options.output or config.output / "evaluation"
+    settings = asdict(plan) | {"judge": judge, "data": config.data.format, "models": _models(config, options)}
+    path = output / "responses.jsonl"
+    if options.again:
+        set_aside(path)
+    started = time.monotonic()
+    with AnswerFile(path, settings) as answers:
+        todo = [pair for pair in pairs if set(plan.systems()) - set(answers.of(pair.id))]
+        console.print(
+            f"{len(pairs)} held-out examples, {len(pairs) - len(todo)} answered before; judge {judge}"
+        )
+        if todo:
+            with _url(config, options, output, console) as url:
+                asyncio.run(_collect(url, plan, todo, answers, options, console))
+        console.print(f"answers: {time.monotonic() - started:.0f} s")
+        _report(config, plan, judge, pairs, answers, settings, output, console)
+    return output
+
+
+def _default_judge(config: RunConfig) -> JudgeName:
+    if config.data.format == "helpdesk":
+        return "gold"
+    if config.data.format == "chat_pairs":
+        return "edit"
+    raise ConfigError(
+        f"data of format {config.data.format!r} has no judge. Give --judge edit where y_w is a rewrite of y_l"
+    )
+
+
+def _models(config: RunConfig, options: Options) -> str:
+    """What answers: the address, or a hash of the three manifests, so that new checkpoints do not mix with
+    old."""
+    if options.url is not None:
+        return options.url
+    manifests = [config.output / name / "pit.json" for name in CHECKPOINTS.values()]
+    content = b"".join(path.read_bytes() for path in manifests if path.exists())
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def examples(config: RunConfig, count: int, seed: int) -> list[PreferencePair]:
+    """Held-out examples. For the helpdesk fresh ones, whose prompts neither training nor calibration has
+    seen.
+
+    From a file: those that calibration did not read first, then the others; of one draft only the first
+    pair, with all its human rewrites as references.
+    """
+    data = config.data
+    if data.format == "helpdesk":
+        seen = {pair.prompt[0]["content"] for pair in make_pairs(data.pairs, config.seed, data.noise)}
+        others = make_pairs(data.heldout + 200, config.seed + 1_000_003, data.noise)
+        seen |= {pair.prompt[0]["content"] for pair in others}
+        drawn = make_pairs(count + count // 10 + 100, config.seed + 2_000_003 + seed, data.noise)
+        fresh = list(
+            {p.prompt[0]["content"]: p for p in drawn if p.prompt[0]["content"] not in seen}.values()
+        )
+        return fresh[:count]
+    if data.heldout_path is not None:
+        pairs = load_pairs(data.format, data.heldout_path).pairs
+        pairs = pairs[data.heldout :] + pairs[: data.heldout]
+    else:
+        path = config.output / "data" / "heldout.jsonl"
+        if not path.exists():
+            raise DataError("not there yet; it is written by pit-train run", path=path)
+        pairs = load_pairs("chat_pairs", path).pairs
+    return _one_for_each_draft(pairs)[:count]
+
+
+def _one_for_each_draft(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    merged: dict[str, PreferencePair] = {}
+    for pair in pairs:
+        key = f"{list(pair.prompt)}\n{pair.rejected}"
+        first = merged.setdefault(key, replace(pair, references=()))
+        rewrites = dict.fromkeys((*first.references, *(pair.references or (pair.chosen,)), pair.chosen))
+        merged[key] = replace(first, references=tuple(rewrites))
+    return list(merged.values())
+
+
+# ---------------------------------------------------------------------------------------------------- asking
+
+
+@contextmanager
+def _url(config: RunConfig, options: Options, output: Path, console: Console) -> Iterator[str]:
+    """The server's address; one of our own is started where none is given."""
+    with ExitStack() as stack:
+        if options.url is not None:
+            yield options.url.rstrip("/")
+            return
+        with console.status("starting pit serve"):
+            url = stack.enter_context(server(server_command(config.output), output / "server.log"))
+        yield url
+
+
+async def _collect(
+    url: str,
+    plan: Plan,
+    pairs: Sequence[PreferencePair],
+    answers: AnswerFile,
+    options: Options,
+    console: Console,
+) -> None:
+    """Ask for everything that is missing; `concurrency` examples at a time, one call each."""
+    waiting = iter(pairs)
+    failures: list[CallFailed] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
+    timeout = httpx.Timeout(options.deadline_s, connect=5.0)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as http:
+        client = Client(http, options.deadline_s)
+        await _check_models(client, pairs[0])
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task("calls", total=len(pairs) * len(plan.systems()))
+
+            async def work() -> None:
+                for pair in waiting:
+                    known = answers.of(pair.id)
+                    bar.advance(task, len(known))
+                    try:
+                        await ask_all(client, plan, pair, known, partial(keep, pair.id))
+                    except CallFailed as error:
+                        failures.append(error)
+                        if len(failures) >= FAILURES:
+                            raise
+
+            def keep(example: str, system: str, record: dict[str, Any]) -> None:
+                answers.add(example, system, record)
+                bar.advance(task)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(options.concurrency):
+                        group.create_task(work())
+            except* CallFailed as errors:
+                raise TrainingError(_gave_up(errors.exceptions[0])) from None
+    if failures:
+        console.print(f"[yellow]{len(failures)} calls failed, the last: {failures[-1]}[/yellow]")
+
+
+def _gave_up(error: BaseException) -> str:
+    return f"{error}. The answers so far are kept; run the same command again to go on"
+
+
+async def _check_models(client: Client, pair: PreferencePair) -> None:
+    """One look before a thousand calls: is this a server, with all three models?
+
+    Raises:
+        TrainingError: it is not; the message says what is missing.
+    """
+    quick = replace(client, deadline_s=min(client.deadline_s, 15.0))
+    try:
+        async with asyncio.timeout(quick.deadline_s):
+            answer = await quick.http.get("/v1/models")
+        names = {model["id"] for model in answer.json()["data"]}
+    except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
+        raise TrainingError(f"no pit serve answers at {client.http.base_url}") from None
+    if not {"policy", "pit"} <= names:
+        raise TrainingError(
+            f"the server at {client.http.base_url} needs --policy, --improver and --gap-reward"
+        )
+    try:
+        await quick.post(*Plan().systems()["score"](Plan(), pair, ""))
+    except CallFailed as error:
+        if not error.refused:
+            raise TrainingError(f"the server at {client.http.base_url} cannot score: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------- judging
+
+
+def _report(
+    config: RunConfig, plan: Plan, judge: JudgeName, pairs: Sequence[PreferencePair], answers: AnswerFile,
+    settings: dict[str, Any], output: Path, console: Console,
+) -> None:  # fmt: skip
+    from training.analysis import Analysis, complete
+
+    kept, left_out = complete(pairs, answers.known, plan)
+    if not kept:
+        raise TrainingError(f"no example was answered by every system: {left_out}")
+    if judge == "gold":
+        found = replace(Analysis(kept, answers.known, plan).figures(), left_out=left_out)
+        bars, sections = gold_bars(found), gold_sections(found)
+        text = as_json(settings, found, bars)
+    else:
+        from training.edit_analysis import edit_figures
+
+        toxicity = _toxicity_judge(config, kept, console) if judge == "edit+toxicity" else None
+        edited = replace(edit_figures(kept, answers.known, plan, toxicity), left_out=left_out)
+        bars, sections = edit_bars(edited.edits[edited.headline]), edit_sections(edited)
+        text = as_json(settings, edited, bars)
+    show(sections, bars, console)
+    title = f"Evaluation of {config.name}"
+    (output / "report.md").write_text(markdown(title, sections, bars), encoding="utf-8")
+    (output / "report.json").write_text(text, encoding="utf-8")
+    console.print(f"\n{output}: report.md, report.json, responses.jsonl")
+
+
+def _toxicity_judge(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> Any:
+    """Fit on the training file, without any text that is judged here."""
+    from training.judges import ToxicityJudge
+
+    assert config.data.path is not None and config.data.format != "helpdesk"
+    heldout = {text for pair in pairs for text in (pair.rejected, pair.chosen, *pair.references)}
+    training = load_pairs(config.data.format, config.data.path).pairs
+    with console.status("fitting the toxicity judge"):
+        return ToxicityJudge([p for p in training if p.rejected not in heldout and p.chosen not in heldout])
