@@ -7,7 +7,6 @@ faster. Beyond the paper, which starts from PaLM 2.
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 from datasets import Dataset
@@ -16,12 +15,12 @@ from trl import SFTConfig, SFTTrainer
 from training.chat import encode
 from training.checkpoint import Provenance, generation_golden, publish
 from training.corpus import base_corpus, tokenizer_texts
-from training.data import load_pairs
+from training.lengths import golden_pairs
 from training.models import recommend_sampling, scratch_model
 from training.optim import make_optimizer
 from training.runtime import Worker
 from training.tokenizer import train_tokenizer
-from training.trainers import Reporter, common_arguments, train
+from training.trainers import Reporter, append_metrics, common_arguments, train
 
 
 def train_base(worker: Worker) -> None:
@@ -34,41 +33,30 @@ def train_base(worker: Worker) -> None:
     positions = -(-(length.prompt + length.reference + 3 * length.response + 32) // 64) * 64
     tokenizer = train_tokenizer(tokenizer_texts(config, documents), config.base.model.vocabulary, positions)
     model = scratch_model(config, tokenizer, positions)
-    rows = [ids[:positions] for ids in encode(tokenizer, documents)]
-    first = config.base.recitation_first
-    order = _by_length(rows[:first], config.base.optimizer.batch, config.seed)
-    order += _by_length(rows[first:], config.base.optimizer.batch, config.seed + 1)
+    rows = encode(tokenizer, documents)
+    cut = sum(len(ids) > positions for ids in rows)
+    if worker.main:
+        append_metrics(worker, {"documents": len(rows), "cut": cut, "positions": positions})
+    rows = [ids[:positions] for ids in rows]
+    # In the corpus's own order: batches of equal length would pad less, but hold one kind of document each, and
+    # copying is then learned much later (docs/decisions).
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **{**common_arguments(worker, config.base.optimizer), "train_sampling_strategy": "sequential"},
+            **{**common_arguments(worker, config.base.optimizer, len(rows)), "train_sampling_strategy": "sequential"},
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        train_dataset=Dataset.from_dict({"input_ids": order, "labels": order}),
+        train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
         optimizers=(make_optimizer(model, config.base.optimizer), None),
     )
     train(trainer, worker)
     if worker.main:
-        heldout = load_pairs("chat_pairs", config.output / "data" / "heldout.jsonl").pairs
         recommend_sampling(model, tokenizer, config.sampling.policy_temperature, length.response)
-        golden = generation_golden(model.eval(), tokenizer, heldout[:3], None)
+        golden = generation_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), None)
         data: dict[str, Any] = {"name": config.name, "seed": config.seed, "documents": len(documents)}
         provenance = Provenance(None, None, data, {})
         publish(config.output / "base", model, tokenizer, config, "policy", golden, provenance)
 
-
-def _by_length(rows: list[list[int]], batch: int, seed: int) -> list[list[int]]:
-    """Shuffle, then sort by length within stretches of 16 batches, then shuffle the batches: less padding."""
-    rng = random.Random(seed)
-    rows = rng.sample(rows, len(rows))
-    stretch = 16 * batch
-    batches: list[list[list[int]]] = []
-    for start in range(0, len(rows), stretch):
-        part = sorted(rows[start : start + stretch], key=len)
-        batches += [part[i : i + batch] for i in range(0, len(part), batch)]
-    full = [b for b in batches if len(b) == batch]
-    rng.shuffle(full)
-    return [row for b in full for row in b]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from training.checkpoint import update_manifest
 from training.gap_reward import gap_scores
+from training.lengths import fitting_pairs
 from training.models import load_reward_model, load_tokenizer
 from training.paths import gap_reward_names
-from training.prepare import read_part
 from training.runtime import Progress, Worker
 from training.trainers import append_metrics
 
@@ -102,11 +102,13 @@ def calibrate(worker: Worker) -> dict[str, Any]:
     config = worker.config
     if not worker.main:
         return {}
-    pairs = read_part(config, "heldout")
+    names = gap_reward_names(config)
+    # The members of an ensemble share one tokenizer, so the first one's decides which pairs fit.
+    pairs = fitting_pairs(worker, load_tokenizer(config.output / names[0]), "heldout")
     rows, better = _orders(pairs)
     half = len(rows) // 2
     result: dict[str, Any] = {}
-    for name in gap_reward_names(config):
+    for name in names:
         directory = config.output / name
         tokenizer, model = load_tokenizer(directory), load_reward_model(directory, config.seed)
         gaps = centred_gaps([model], tokenizer, rows, config.improve_turn, config.gap_reward.centering)

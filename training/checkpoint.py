@@ -77,12 +77,25 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; the directory is not a finished checkpoint") from error
+        raise CheckpointError(
+            f"{path}: missing, so the directory is no finished checkpoint; "
+            f"delete {directory} and run again to train this stage anew"
+        ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); train this stage again") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); delete {directory} and run again to train it anew"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(f"{path}: format {found!r}, this version writes and reads {FORMAT}")
+        raise CheckpointError(
+            f"{path}: format {found!r}, this version writes and reads {FORMAT}; "
+            f"delete {directory} and run again to train this stage anew"
+        )
+    missing = [key for key in ("role", "gap", "files", "config_hash") if key not in manifest]
+    if missing:
+        raise CheckpointError(
+            f"{path}: no {', no '.join(missing)}; delete {directory} and run again to train this stage anew"
+        )
     return manifest
 
 
@@ -118,8 +131,9 @@ def publish(
 ) -> None:
     """Write model, tokenizer and manifest to `directory`, atomically."""
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in directory.parent.glob(f".{directory.name}.*"):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a run that was killed right here
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     manifest = {

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -43,15 +43,29 @@ class DataConfig(_Frozen):
 
 
 class LengthBudget(_Frozen):
-    """Tokens for the prompt, the reference and the response (each with its end of turn)."""
+    """Tokens for the prompt, the reference and the response (each with its end of turn).
+
+    Pairs that do not keep to it are left out and counted (lengths.py).
+    """
 
     prompt: int = Field(ge=8)
     reference: int = Field(ge=8)
     response: int = Field(ge=8)
 
+    @model_validator(mode="after")
+    def _response_becomes_reference(self) -> LengthBudget:
+        if self.reference < self.response:
+            raise ValueError(
+                "length.reference must be at least length.response: a response is the next reference"
+            )
+        return self
+
 
 class OptimizerConfig(_Frozen):
-    """Steps, batch and learning rate. `batch` counts examples over all processes."""
+    """Steps, batch and learning rate. `batch` counts examples over all processes.
+
+    `wsd` warms up, stays, and falls to zero over the last 40% of the steps.
+    """
 
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
@@ -60,7 +74,7 @@ class OptimizerConfig(_Frozen):
     steps: int | None = Field(default=None, ge=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    schedule: Literal["linear", "constant", "cosine", "wsd"] = "linear"
 
     @model_validator(mode="after")
     def _one_length(self) -> OptimizerConfig:
@@ -93,6 +107,8 @@ class BaseConfig(_Frozen):
     def _scratch_needs_optimizer(self) -> BaseConfig:
         if (self.path is None) == (self.optimizer is None):
             raise ValueError("give base.path (an existing model) or base.optimizer (train one from scratch)")
+        if self.optimizer is not None and self.documents < self.optimizer.batch:
+            raise ValueError("base.documents must fill at least one batch of base.optimizer.batch")
         return self
 
 
@@ -119,13 +135,19 @@ class GapRewardConfig(_Frozen):
 class RlConfig(_Frozen):
     """RLOO. For the improver, `steps` are the steps of phase 0 and of phase 1, in one ordered run."""
 
-    steps: tuple[int, ...]
+    steps: tuple[Annotated[int, Field(ge=0)], ...]
     prompts: int = Field(ge=2)
     samples: int = Field(ge=2)
     learning_rate: float = Field(gt=0)
     beta: float = Field(ge=0)
     temperature: float = Field(default=1.0, gt=0)
     truncation_penalty: float = Field(default=-5.0, le=0)
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> RlConfig:
+        if not sum(self.steps):
+            raise ValueError("steps must not be zero altogether")
+        return self
 
 
 class SamplingConfig(_Frozen):
@@ -147,7 +169,7 @@ class RunConfig(_Frozen):
     name: str
     output: Path
     seed: int = 7
-    processes: int | Literal["auto"] = "auto"
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     improve_turn: str = "Please improve your answer."
     saves: int = Field(default=4, ge=1)
     data: DataConfig
@@ -214,7 +236,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{path}: must hold a mapping of keys, see training/configs/demo.yaml")
@@ -237,4 +259,7 @@ def _apply(record: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a section")
-    node[leaf] = yaml.safe_load(value)
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error

@@ -19,12 +19,12 @@ from transformers import Trainer, TrainingArguments
 
 from training.chat import encode, gap_messages
 from training.checkpoint import Provenance, content_hash, publish, score_golden
+from training.lengths import fitting_pairs, golden_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
 from training.paths import data_record, gap_reward_names
 from training.prefix_tree import TreeScorer, collate, merge
-from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
 
@@ -105,7 +105,7 @@ def train_gap_reward(worker: Worker) -> None:
     member = gap_reward_names(config).index(worker.stage)
     source = config.output / "improver_sft"
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed + member)
-    pairs = read_part(config, "reward")
+    pairs = fitting_pairs(worker, tokenizer, "reward")
     columns: dict[str, Any] = {}
     for name in ORDER:
         texts = [
@@ -137,6 +137,11 @@ def train_gap_reward(worker: Worker) -> None:
     trainer.single_term = gap.loss == "single"
     train(trainer, worker)
     if worker.main:
-        golden = score_golden(model.eval(), tokenizer, read_part(config, "heldout")[:3], config.improve_turn)
+        golden = score_golden(
+            model.eval(),
+            tokenizer,
+            golden_pairs(worker, tokenizer),
+            config.improve_turn,
+        )
         provenance = Provenance(content_hash(source), None, data_record(config), {})
         publish(config.output / worker.stage, model, tokenizer, config, "gap_reward", golden, provenance)

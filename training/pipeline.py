@@ -5,9 +5,12 @@ This file is the map: read `stages`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from training.checkpoint import check_files, read_manifest
-from training.config import RunConfig
-from training.errors import ConfigError
+from training.config import RlConfig, RunConfig
+from training.errors import ConfigError, TrainingError
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
 from training.runtime import Progress, run_stage
@@ -64,7 +67,15 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False) -> None:
         TrainingError: a stage failed.
     """
     started = time.monotonic()
+    _check_batches(config)
+    # Before anything is written: a refused run leaves the finished one as it is.
+    finished = {stage.name for stage in stages(config) if _finished(config, stage, retrain)}
     config.output.mkdir(parents=True, exist_ok=True)
+    with _alone(config.output):
+        _run(config, console, finished, started, retrain)
+
+
+def _run(config: RunConfig, console: Console, finished: set[str], started: float, retrain: bool) -> None:
     _save_config(config)
     if not _data_ready(config) or retrain:
         console.print(prepare_data(config))
@@ -72,7 +83,8 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False) -> None:
     retraining = False
     with _bar(console) as bar:
         for stage in stages(config):
-            if not retraining and _finished(config, stage, retrain):
+            if not retraining and stage.name in finished:
+                shutil.rmtree(_stage_directory(config, stage), ignore_errors=True)
                 bar.console.print(f"[dim]{stage.name}: finished before[/dim]")
                 continue
             retraining = retrain
@@ -82,8 +94,22 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False) -> None:
     console.print(f"[bold]{config.output}[/bold]: done in {_clock(time.monotonic() - started)}")
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the directory for this run; the operating system gives it back also after a kill."""
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(
+                f"{directory}: another run is at work there; wait for it, stop it, or give another output=DIR"
+            ) from None
+        yield
+
+
 def _run_with_bar(config: RunConfig, stage: Stage, bar: Bar) -> float:
     started = time.monotonic()
+    _begin(config, stage)
     task = bar.add_task(stage.name, total=None, figures="starting")
 
     def show(progress: Progress) -> None:
@@ -92,16 +118,61 @@ def _run_with_bar(config: RunConfig, stage: Stage, bar: Bar) -> float:
     run_stage(config, stage.name, stage.function, show)
     bar.remove_task(task)
     seconds = time.monotonic() - started
-    bar.console.print(f"[green]{stage.name}[/green]: {stage.meaning}, {_clock(seconds)}")
-    shutil.rmtree(config.output / "stages" / stage.name, ignore_errors=True)
+    left_out = _left_out(_last_metrics(config.output / "metrics.jsonl").get(stage.name, {}))
+    bar.console.print(f"[green]{stage.name}[/green]: {stage.meaning}, {_clock(seconds)}{left_out}")
+    shutil.rmtree(_stage_directory(config, stage), ignore_errors=True)
     return seconds
 
 
+def _stage_directory(config: RunConfig, stage: Stage) -> Path:
+    return config.output / "stages" / stage.name
+
+
+def _begin(config: RunConfig, stage: Stage) -> None:
+    """What a killed run has saved is gone on from only if it was saved under the same settings."""
+    directory, digest = _stage_directory(config, stage), config.digest(stage.name)
+    marker = directory / "settings.txt"
+    if not marker.exists() or marker.read_text(encoding="utf-8") != digest:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        marker.write_text(digest, encoding="utf-8")
+
+
+def _left_out(figures: dict[str, Any]) -> str:
+    """What did not keep to the length budget, in words (lengths.py, base.py)."""
+    if figures.get("too_long"):
+        return (
+            f"; {figures['too_long']} of {figures['pairs']} pairs are longer than the length budget, left out"
+        )
+    if figures.get("cut"):
+        return f"; {figures['cut']} of {figures['documents']} documents cut at {figures['positions']} tokens"
+    return ""
+
+
 def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
-    manifest = read_manifest(config.output / "gap_reward")
-    if manifest["gap"] is None:
+    gaps = [read_manifest(config.output / name)["gap"] for name in gap_reward_names(config)]
+    if not all(gaps):
         return dict(run_stage(config, "calibrate", "training.calibrate:calibrate", lambda _: None))
-    return dict(manifest["gap"]["calibration"])
+    return dict(gaps[0]["calibration"])
+
+
+def _check_batches(config: RunConfig) -> None:
+    """Say before training that a batch does not divide between the processes, not hours into it."""
+    sections = ("base", "sft_policy", "sft_improver", "reward", "gap_reward", "rl_policy", "rl_improver")
+    for name in sections:
+        section = getattr(config, name)
+        optimizer = getattr(section, "optimizer", None)
+        if isinstance(section, RlConfig):
+            batch, key = section.prompts * section.samples, f"{name}: prompts × samples"
+        elif optimizer is not None:
+            batch, key = optimizer.batch, f"{name}.optimizer.batch"
+        else:
+            continue
+        if batch % config.process_count:
+            raise ConfigError(
+                f"{key} is {batch}, which does not divide between {config.process_count} processes; "
+                "choose a multiple of it, or set processes=1"
+            )
 
 
 def _finished(config: RunConfig, stage: Stage, retrain: bool) -> bool:
@@ -154,17 +225,20 @@ def summary(config: RunConfig, seconds: dict[str, float], calibration: dict[str,
     shown = ("loss", "accuracy", "reward", "kl", "gold", "copied", "truncated")
     for stage in stages(config):
         known = last.get(stage.name, {})
-        text = "  ".join(f"{name} {known[name]:.3f}" for name in shown if name in known)
+        text = "  ".join(f"{name} {known[name]:.3f}" for name in shown if known.get(name) is not None)
         table.add_row(stage.name, _clock(seconds[stage.name]) if stage.name in seconds else "before", text)
     figures = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in calibration.items())
     table.add_row("calibration", "", "  ".join(figures))
     return table
 
 
-def _last_metrics(path: Path) -> dict[str, dict[str, float]]:
-    last: dict[str, dict[str, float]] = {}
+def _last_metrics(path: Path) -> dict[str, dict[str, Any]]:
+    last: dict[str, dict[str, Any]] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # cut off by a kill
             last.setdefault(record["stage"], {}).update(record)
     return last

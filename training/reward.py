@@ -10,10 +10,10 @@ from trl import RewardConfig, RewardTrainer
 
 from training.chat import encode, reward_messages
 from training.checkpoint import Provenance, content_hash, publish, score_golden
+from training.lengths import fitting_pairs, golden_pairs
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
 from training.paths import data_record
-from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
 
@@ -24,7 +24,7 @@ def train_reward(worker: Worker) -> None:
     assert config.reward is not None
     source = config.output / "policy_sft"
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed)
-    pairs = read_part(config, "reward")
+    pairs = fitting_pairs(worker, tokenizer, "reward")
     chosen = encode(tokenizer, [reward_messages(pair.prompt, pair.chosen) for pair in pairs])
     rejected = encode(tokenizer, [reward_messages(pair.prompt, pair.rejected) for pair in pairs])
     lengths = [max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True)]
@@ -45,6 +45,6 @@ def train_reward(worker: Worker) -> None:
     )
     train(trainer, worker)
     if worker.main:
-        golden = score_golden(model.eval(), tokenizer, read_part(config, "heldout")[:3], None)
+        golden = score_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), None)
         provenance = Provenance(content_hash(source), None, data_record(config), {})
         publish(config.output / "reward", model, tokenizer, config, "reward", golden, provenance)

@@ -25,10 +25,10 @@ from training.data import Message
 from training.errors import TrainingError
 from training.gap_reward import gap_scores, score
 from training.generate import sample_responses
+from training.lengths import fitting_pairs, golden_pairs
 from training.models import load_causal_lm, load_reward_model, load_tokenizer, recommend_sampling
 from training.monitors import Monitor
 from training.paths import data_record, gap_reward_names
-from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
 
@@ -56,7 +56,9 @@ def train_policy(worker: Worker) -> None:
         return score(model, encode(tokenizer, texts), tokenizer.pad_token_id)
 
     prompts = _draw(
-        [list(pair.prompt) for pair in read_part(config, "rl")], rl.steps[0] * rl.prompts, config.seed
+        [list(pair.prompt) for pair in fitting_pairs(worker, tokenizer, "rl")],
+        rl.steps[0] * rl.prompts,
+        config.seed,
     )
     rows = [{"prompt": prompt, "question": prompt, "reference": "", "phase": 0} for prompt in prompts]
     _train(worker, rl, rows, rewards, "policy")
@@ -75,7 +77,7 @@ def train_improver(worker: Worker) -> None:
         rows = list(zip(questions, candidates, references, strict=True))
         return gap_scores(models, tokenizer, rows, config.improve_turn)
 
-    pairs = read_part(config, "rl")
+    pairs = fitting_pairs(worker, tokenizer, "rl")
     phase_0 = [(list(pair.prompt), y) for pair in pairs for y in (pair.rejected, pair.chosen)]
     rows = [(x, y, 0) for x, y in _draw(phase_0, rl.steps[0] * rl.prompts, config.seed)]
     if rl.steps[1]:
@@ -151,7 +153,7 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
         recommend_sampling(model, tokenizer, temperature, config.length.response)
         fresh = _plain_copy(model, anchor)
         turn = config.improve_turn if role == "improver" else None
-        golden = generation_golden(fresh, tokenizer, read_part(config, "heldout")[:3], turn)
+        golden = generation_golden(fresh, tokenizer, golden_pairs(worker, tokenizer), turn)
         base = content_hash(anchor)
         publish(
             config.output / role, fresh, tokenizer, config, role, golden,

@@ -9,6 +9,7 @@ and rewriting turns of the Self-Refine baseline.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
@@ -18,48 +19,48 @@ from training.chat import Conversation, encode, encode_completion, improver_mess
 from training.checkpoint import Provenance, Role, content_hash, generation_golden, publish
 from training.config import SftConfig
 from training.corpus import base_corpus
-from training.errors import DataError
+from training.data import PreferencePair
+from training.lengths import check_room, fitting_pairs, golden_pairs
 from training.models import load_causal_lm, load_tokenizer, recommend_sampling
 from training.optim import make_optimizer
 from training.paths import base_source, data_record
-from training.prepare import read_part
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
 
 
 def train_policy(worker: Worker) -> None:
     """Train and publish `policy_sft`."""
-    rows = [(list(pair.prompt), pair.chosen) for pair in read_part(worker.config, "sft")]
-    _train(worker, worker.config.sft_policy, rows, "policy")
+    _train(worker, worker.config.sft_policy, lambda pair: list(pair.prompt), "policy")
 
 
 def train_improver(worker: Worker) -> None:
     """Train and publish `improver_sft`."""
     turn = worker.config.improve_turn
-    rows = [
-        (improver_messages(pair.prompt, pair.rejected, turn), pair.chosen)
-        for pair in read_part(worker.config, "sft")
-    ]
-    _train(worker, worker.config.sft_improver, rows, "improver")
+    _train(
+        worker,
+        worker.config.sft_improver,
+        lambda pair: improver_messages(pair.prompt, pair.rejected, turn),
+        "improver",
+    )
 
 
-def _train(worker: Worker, sft: SftConfig, rows: list[tuple[Conversation, str]], role: Role) -> None:
+def _train(
+    worker: Worker, sft: SftConfig, question: Callable[[PreferencePair], Conversation], role: Role
+) -> None:
+    """`question` gives what the model reads before y_w."""
     config = worker.config
     source = base_source(config)
     tokenizer, model = load_tokenizer(source), load_causal_lm(source)
+    check_room(config, tokenizer, model)
     examples = []
-    for messages, response in rows:
-        prompt, completion = encode_completion(tokenizer, messages, response)
-        if len(completion) <= config.length.response:
-            labels = [-100] * len(prompt) + completion
-            examples.append({"input_ids": prompt + completion, "labels": labels, "length": len(labels)})
-    if not examples:
-        raise DataError(
-            f"every response is longer than length.response={config.length.response} tokens; raise it"
-        )
+    for pair in fitting_pairs(worker, tokenizer, "sft"):
+        prompt, completion = encode_completion(tokenizer, question(pair), pair.chosen)
+        labels = [-100] * len(prompt) + completion
+        examples.append({"input_ids": prompt + completion, "labels": labels, "length": len(labels)})
     if sft.replay:
         documents = base_corpus(config)[config.base.recitation_first :]
-        for ids in encode(tokenizer, documents[: int(sft.replay * len(examples))]):
+        for document in encode(tokenizer, documents[: int(sft.replay * len(examples))]):
+            ids = document[: model.config.max_position_embeddings]
             examples.append({"input_ids": ids, "labels": ids, "length": len(ids)})
     trainer = SFTTrainer(
         model=model,
@@ -80,7 +81,7 @@ def _train(worker: Worker, sft: SftConfig, rows: list[tuple[Conversation, str]],
         temperature = sampling.policy_temperature if role == "policy" else sampling.improver_temperature
         recommend_sampling(model, tokenizer, temperature, config.length.response)
         turn = config.improve_turn if role == "improver" else None
-        golden = generation_golden(model.eval(), tokenizer, read_part(config, "heldout")[:3], turn)
+        golden = generation_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), turn)
         provenance = Provenance(_hash(source), None, data_record(config), {})
         publish(config.output / f"{role}_sft", model, tokenizer, config, role, golden, provenance)
 
@@ -90,7 +91,7 @@ def promote_policy(worker: Worker) -> None:
     if worker.main:
         config, source = worker.config, worker.config.output / "policy_sft"
         tokenizer, model = load_tokenizer(source), load_causal_lm(source)
-        golden = generation_golden(model.eval(), tokenizer, read_part(config, "heldout")[:3], None)
+        golden = generation_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), None)
         provenance = Provenance(content_hash(source), None, data_record(config), {})
         publish(config.output / "policy", model, tokenizer, config, "policy", golden, provenance)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,14 @@ from training.config import OptimizerConfig
 from training.errors import Diverged, TrainingError
 from training.runtime import Progress, Worker
 
+# The share of the steps over which the `wsd` schedule falls to zero.
+DECAY = 0.4
 
-def common_arguments(worker: Worker, optimizer: OptimizerConfig | None = None) -> dict[str, Any]:
-    """Keyword arguments for any `TrainingArguments` subclass.
+
+def common_arguments(
+    worker: Worker, optimizer: OptimizerConfig | None = None, examples: int = 0
+) -> dict[str, Any]:
+    """Keyword arguments for any `TrainingArguments` subclass; `examples` is the size of the data set.
 
     Raises:
         TrainingError: the batch does not divide between the processes.
@@ -61,6 +65,10 @@ def common_arguments(worker: Worker, optimizer: OptimizerConfig | None = None) -
             "warmup_steps": optimizer.warmup,
             "weight_decay": optimizer.weight_decay,
         }
+        if optimizer.schedule == "wsd":
+            steps = optimizer.steps or int((optimizer.epochs or 1) * examples / optimizer.batch)
+            arguments["lr_scheduler_type"] = "warmup_stable_decay"
+            arguments["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, int(DECAY * steps))}
     return arguments
 
 
@@ -103,9 +111,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 def append_metrics(worker: Worker, record: dict[str, Any]) -> None:
-    """One line of runs/NAME/metrics.jsonl: the stage and the given figures."""
+    """One line of runs/NAME/metrics.jsonl: the stage and the given figures; null for one that is not a
+    number."""
+    line = {"stage": worker.stage, "time": round(time.time(), 1), **record}
+    line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
     with (worker.config.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"stage": worker.stage, "time": round(time.time(), 1), **record}) + "\n")
+        file.write(json.dumps(line) + "\n")
 
 
 def last_checkpoint(directory: Path) -> str | None:
@@ -126,9 +137,3 @@ def train(trainer: Any, worker: Worker) -> None:
     # The default callback prints every log line to a file nobody reads; Reporter has them.
     trainer.train(resume_from_checkpoint=last_checkpoint(worker.directory))
     trainer.accelerator.wait_for_everyone()
-
-
-def clean_up(worker: Worker) -> None:
-    """Remove what only resuming needs, once the stage's result is published."""
-    if worker.main:
-        shutil.rmtree(worker.directory, ignore_errors=True)
