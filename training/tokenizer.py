@@ -16,9 +16,10 @@ PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant")
 
 # Two tokens a turn. Every turn, the assistant's too, ends with END, which is also the end-of-sequence token.
+# A person who types "<|end|>" must not end the turn, so "<|" inside a message is taken apart.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ '<|' + message['role'] + '|>' + (message['content'] | replace('<|', '< |')) + '<|end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
