@@ -1,7 +1,7 @@
 """The first stage: read or write the preference pairs, and split them between the stages, by prompt.
 
 `data/sft.jsonl`, `reward.jsonl` and `rl.jsonl` are the paper's three parts; `heldout.jsonl` is seen by none
-of them (calibration, figures, evaluation).
+of them (calibration, and evaluation unless `data.heldout_path` names a file for that).
 """
 
 from __future__ import annotations
@@ -52,14 +52,11 @@ def _read(config: RunConfig) -> tuple[list[PreferencePair], list[PreferencePair]
         return training, heldout[: data.heldout], []
     assert data.path is not None
     loaded = load_pairs(data.format, data.path, data.limit)
-    if data.heldout_path is not None:
-        other = load_pairs(data.format, data.heldout_path, data.heldout)
-        return loaded.pairs, other.pairs, [loaded.report, other.report]
     share = data.heldout / len(loaded.pairs)
     if share > 0.5:
         raise DataError(
             f"data.heldout is {data.heldout}, more than half of the {len(loaded.pairs)} usable pairs",
-            path=data.path, advice="Lower data.heldout or give data.heldout_path",
+            path=data.path, advice="Lower data.heldout",
         )  # fmt: skip
     training, heldout = split_by_prompt(loaded.pairs, (1 - share, share), config.seed + 1, data.split_key)
     return training, heldout, [loaded.report]

@@ -146,6 +146,8 @@ def _work(
         os.dup2(file.fileno(), 2)
     module, name = function.split(":")
     try:
+        if size > 1:
+            _join_workers()
         run = getattr(importlib.import_module(module), name)
         result = run(Worker(config, stage, rank, size, pipe if rank == 0 else None))
         pipe.send((result,))
@@ -159,6 +161,14 @@ def _work(
     sys.stdout.flush()
     # Interpreter shutdown would wait for threads of torch.distributed that nobody needs any more.
     os._exit(0)
+
+
+def _join_workers() -> None:
+    """Join torch.distributed now: a stage may exchange results before it builds a trainer."""
+    import torch
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available())
 
 
 @contextmanager
