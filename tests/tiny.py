@@ -1,7 +1,7 @@
 """Tiny, valid checkpoints built in the test session: random weights, a real tokenizer, a real manifest.
 
-Nothing is downloaded. A checkpoint of a few hundred thousand parameters takes well under a second to write, and vLLM
-serves it like any other.
+Nothing is downloaded. A checkpoint of a few hundred thousand parameters takes well under a second to write,
+and vLLM serves it like any other.
 """
 
 import hashlib
@@ -18,8 +18,10 @@ IMPROVE_TURN = "Please improve your answer."
 VOCABULARY = 320
 CORPUS = [
     "Please tell me the price and the color of the lamp. The lamp has price 24 and color red.",
-    "Please improve your answer. Hello! The price of the lamp is 24. The color of the lamp is red. Have a nice day.",
-    "Give feedback on your answer. Rewrite your answer with this feedback. Make it more helpful, correct and polite.",
+    "Please improve your answer. Hello! The price of the lamp is 24. The color of the lamp is red. Have a"
+    " nice day.",
+    "Give feedback on your answer. Rewrite your answer with this feedback. Make it more helpful, correct"
+    " and polite.",
 ]
 GENERATING_ROLES = ("policy", "improver", "policy+improver")
 
@@ -30,7 +32,8 @@ def sha256_file(path: Path) -> str:
 
 
 def make_tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer of `VOCABULARY` tokens with the project's special tokens and chat template."""
+    """A byte-level BPE tokenizer of `VOCABULARY` tokens with the project's special tokens and chat
+    template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -130,8 +133,11 @@ def _golden_gap(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     return golden
 
 
-def write_manifest(directory: Path, role: str, golden: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """Write `pit.json` for the files that lie in `directory`, and return it. `changes` replace whole fields."""
+def write_manifest(
+    directory: Path, role: str, golden: list[dict[str, Any]], **changes: Any
+) -> dict[str, Any]:
+    """Write `pit.json` for the files that lie in `directory`, and return it. `changes` replace whole
+    fields."""
     files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.name != "pit.json"}
     manifest: dict[str, Any] = {
         "format": 1,
@@ -167,10 +173,11 @@ def make_tiny_checkpoint(
     manifest: bool = True,
     **changes: Any,
 ) -> Path:
-    """Write a random checkpoint of `role` into `directory`, with its golden samples, and return the directory.
+    """Write a random checkpoint of `role` into `directory`, with its golden samples, and return the
+    directory.
 
-    `hidden` must be a multiple of 64 (the head size). `manifest=False` leaves `pit.json` out; `changes` replace
-    fields of the manifest.
+    `hidden` must be a multiple of 64 (the head size). `manifest=False` leaves `pit.json` out; `changes`
+    replace fields of the manifest.
     """
     import torch
     from transformers import GenerationConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -186,7 +193,9 @@ def make_tiny_checkpoint(
             do_sample=True, temperature=0.7, eos_token_id=1, pad_token_id=0, max_new_tokens=48
         )
     else:
-        model = LlamaForSequenceClassification(_tiny_config(context_length, hidden, layers, num_labels=1)).eval()
+        model = LlamaForSequenceClassification(
+            _tiny_config(context_length, hidden, layers, num_labels=1)
+        ).eval()
         # Random weights give almost equal scores; a larger head makes the gaps visible in tests.
         with torch.no_grad():
             model.score.weight.mul_(20.0)

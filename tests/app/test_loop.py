@@ -191,6 +191,17 @@ async def test_an_identical_response_is_no_improvement_even_when_the_calibration
     assert scorer.calls == 0
 
 
+async def test_an_identical_response_among_others_is_a_tie_too() -> None:
+    """White space at the ends makes no difference to a reader."""
+    texts = iter(["no ", "yes it is"])
+    models = fake_models(
+        improver=FakeEngine(script=lambda _: next(texts)), scorer=FakeScorer(value=lambda t: 0.0)
+    )
+    chosen = options(reference="no  ", candidates=2, max_iterations=1)
+    scored = [e for e in await collect(models, chosen) if isinstance(e, CandidateScored)]
+    assert (scored[0].gap, scored[0].win_probability) == (0.0, 0.5)
+
+
 async def test_an_empty_response_is_never_accepted() -> None:
     models = fake_models(
         improver=FakeEngine(script=lambda _: ""), scorer=FakeScorer(value=lambda t: -float(len(t)))
