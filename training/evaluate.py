@@ -61,6 +61,7 @@ class Options:
     judge: JudgeName | None = None
     again: bool = False
     deadline_s: float = 120.0
+    start_deadline_s: float = 600.0
 
 
 def evaluate(config: RunConfig, options: Options, console: Console) -> Path:
@@ -126,8 +127,8 @@ def examples(config: RunConfig, count: int, seed: int) -> list[PreferencePair]:
     """Held-out examples. For the helpdesk fresh ones, whose prompts neither training nor calibration has
     seen.
 
-    From a file: those that calibration did not read first, then the others; of one draft only the first
-    pair, with all its human rewrites as references.
+    From files: `data.heldout_path`, which no stage reads, or else the held-out part of the training file, on
+    which the gap reward was calibrated too. Of one draft only the first pair, with all its human rewrites.
     """
     data = config.data
     if data.format == "helpdesk":
@@ -141,7 +142,6 @@ def examples(config: RunConfig, count: int, seed: int) -> list[PreferencePair]:
         return fresh[:count]
     if data.heldout_path is not None:
         pairs = load_pairs(data.format, data.heldout_path).pairs
-        pairs = pairs[data.heldout :] + pairs[: data.heldout]
     else:
         path = config.output / "data" / "heldout.jsonl"
         if not path.exists():
@@ -171,7 +171,9 @@ def _url(config: RunConfig, options: Options, output: Path, console: Console) ->
             yield options.url.rstrip("/")
             return
         with console.status("starting pit serve"):
-            url = stack.enter_context(server(server_command(config.output), output / "server.log"))
+            url = stack.enter_context(
+                server(server_command(config.output), output / "server.log", options.start_deadline_s)
+            )
         yield url
 
 
