@@ -12,6 +12,7 @@ app = typer.Typer(
     help="Serve a PIT policy and improve responses with it.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # the brackets of the help texts are brackets
     pretty_exceptions_enable=False,
 )
 BAD_USE = 2
