@@ -60,12 +60,12 @@ class Spent:
 class Content:
     """What the responses of a system say, by the gold parser.
 
-    `right`: of the sentences that state a fact, the share (percent) whose value is right; `repeated`:
-    sentences a response; `coverage`: percent of what was asked.
+    `right`: of the sentences that state a fact, the share (percent) whose value is right (None: no such
+    sentence); `repeated`: sentences a response; `coverage`: percent of what was asked.
     """
 
     name: str
-    right: float
+    right: float | None
     facts: int
     repeated: float
     coverage: float
@@ -237,12 +237,12 @@ class Analysis:
         gold = [self.score(p, p.chosen) - self.score(p, p.rejected) for p in self.pairs]
         untied = [difference > 0 for difference in gold if difference]
         hits = [(p > 0.5) == better for p, better in zip(probabilities, first, strict=True)]
-        return {
+        found = {
             "pairs": float(len(first)),
             "accuracy": float(np.mean(hits)),
             "ece": expected_calibration_error(probabilities, first),
-            "label_agrees_with_gold": float(np.mean(untied)) if untied else float("nan"),
         }
+        return found | ({"label_agrees_with_gold": float(np.mean(untied))} if untied else {})
 
     # ---------------------------------------- cost, content
 
@@ -277,7 +277,7 @@ class Analysis:
         right, wrong = sum(d["fact"] + d["unasked"] for d in details), sum(d["wrong"] for d in details)
         return Content(
             name,
-            right=100 * right / (right + wrong) if right + wrong else float("nan"),
+            right=100 * right / (right + wrong) if right + wrong else None,
             facts=int(right + wrong),
             repeated=float(np.mean([d["repeated"] for d in details])),
             coverage=100 * float(np.mean([d["coverage"] for d in details])),

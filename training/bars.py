@@ -27,8 +27,8 @@ def gold_bars(figures: Figures) -> list[Bar]:
         Bar(
             "values right in the policy's fact sentences",
             "≥ 95%",
-            f"{original.right:.1f}%",
-            original.right >= 95,
+            "no fact sentence" if original.right is None else f"{original.right:.1f}% of {original.facts}",
+            original.right is not None and original.right >= 95,
         ),
     ]
     for title in ("held-out pairs", "PIT output and its reference"):

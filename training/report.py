@@ -36,10 +36,11 @@ def show(sections: Sequence[Section], bars: Sequence[Bar], console: Console) -> 
         if section.columns:
             table = Table(show_edge=False, pad_edge=False)
             for i, column in enumerate(section.columns):
-                table.add_column(column, justify="right" if i else "left", overflow="fold")
+                table.add_column(column, justify="right" if i else "left", no_wrap=True)
             for row in section.rows:
                 table.add_row(*row)
-            console.print(table)
+            # Broken figures are unreadable: a table wider than the terminal runs over its edge.
+            console.print(table, width=max(console.width, 200), crop=False, no_wrap=True)
     console.print("\n[bold]Bars[/bold]")
     for bar in bars:
         console.print(str(bar), style="green" if bar.passed else "red", markup=False, highlight=False)
@@ -129,7 +130,7 @@ def _loops(figures: Figures) -> Iterator[Section]:
         if name == "pit_gated":
             stops = ", ".join(f"{reason} {count}" for reason, count in sorted(figures.stops.items()))
             text += f" First rejected: share of runs that end here with patience 1. Stop reasons: {stops}."
-        if name.startswith("self_refine"):
+        if name == next((each for each in figures.loops if each.startswith("self_refine")), ""):
             text += " Best rubric by iteration: " + ", ".join(figures.best_rubric) + "."
         columns = ["iteration", "mean score", "change", "Δ vs Original", "better %", "worse %", "accepted %"]
         gated = name == "pit_gated"
@@ -198,7 +199,7 @@ def _costs(figures: Figures) -> Iterator[Section]:
         [
             (
                 c.name,
-                f"{c.right:.1f}",
+                "" if c.right is None else f"{c.right:.1f}",
                 str(c.facts),
                 f"{c.repeated:.3f}",
                 f"{c.coverage:.1f}",
