@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,7 @@ def _work(
 ) -> None:
     """A worker's whole life; runs in the child."""
     os.environ.update(_WORKER_ENVIRONMENT)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if size > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
@@ -169,6 +171,14 @@ def _join_workers() -> None:
     from accelerate import PartialState
 
     PartialState(cpu=not torch.cuda.is_available())
+
+
+def _end_with_parent() -> None:
+    """Outliving a killed command, a worker would write where the command's next run is already at work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 @contextmanager
