@@ -1,4 +1,4 @@
-"""What the models read: the tokenizer loses nothing, the template keeps to its form, nobody types a control token."""
+"""What the models read: no text is lost, an answer continues its prompt, nobody types a control token."""
 
 from functools import cache
 from typing import Any
@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.chat import assistant, encode, encode_completion, gap_messages, improver_messages, reward_messages
+from training.chat import (
+    assistant,
+    encode,
+    encode_completion,
+    gap_messages,
+    improver_messages,
+    reward_messages,
+)
 from training.data import Message
 from training.tokenizer import CHAT_TEMPLATE, END, PAD, ROLES, train_tokenizer
 

@@ -127,14 +127,14 @@ def scores(pair: PreferencePair) -> tuple[float, float]:
 
 
 def test_the_labels_carry_some_noise_and_not_too_much() -> None:
-    differing = [(w, l) for w, l in map(scores, make_pairs(2_000, seed=5)) if w != l]
-    agreement = sum(w > l for w, l in differing) / len(differing)
+    differing = [(good, bad) for good, bad in map(scores, make_pairs(2_000, seed=5)) if good != bad]
+    agreement = sum(good > bad for good, bad in differing) / len(differing)
     assert 0.80 <= agreement <= 0.95
 
 
 def test_less_noise_agrees_more() -> None:
-    differing = [(w, l) for w, l in map(scores, make_pairs(500, seed=5, noise=0.05)) if w != l]
-    assert sum(w > l for w, l in differing) / len(differing) > 0.98
+    differing = [(good, bad) for good, bad in map(scores, make_pairs(500, seed=5, noise=0.05)) if good != bad]
+    assert sum(good > bad for good, bad in differing) / len(differing) > 0.98
 
 
 def test_the_data_is_a_function_of_the_seed() -> None:
@@ -150,6 +150,8 @@ def test_no_pair_holds_the_same_response_twice() -> None:
 
 def test_base_documents_never_hold_the_improve_turn() -> None:
     """Improving without a rubric is to be learned from preference pairs alone."""
-    turns = {m["content"] for document in base_documents(500, 1, 0.1) for m in document if m["role"] == "user"}
+    turns = {
+        m["content"] for document in base_documents(500, 1, 0.1) for m in document if m["role"] == "user"
+    }
     assert not any("improve" in turn.lower() for turn in turns)
     assert any(turn.startswith("Give feedback on your answer.") for turn in turns)
