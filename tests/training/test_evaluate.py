@@ -19,7 +19,7 @@ import uvicorn
 from rich.console import Console
 
 from app.engines.base import Message
-from app.improve.turns import FEEDBACK_TURN
+from app.improve.turns import FEEDBACK_TURN, REFINE_TURN
 from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models
@@ -29,6 +29,7 @@ from training.data import PreferencePair, write_pairs
 from training.errors import ConfigError, DataError, TrainingError
 from training.evaluate import Options, evaluate, examples
 from training.helpdesk import gold_score
+from training.judges import ToxicityJudge
 from training.systems import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +56,22 @@ def test_helpdesk_examples_are_new_to_training_and_calibration_and_do_not_depend
     assert not seen & {pair.prompt[0]["content"] for pair in found}
     assert examples(config, 20, 1) == found[:20]
     assert examples(config, 20, 2) != found[:20]
+
+
+def test_a_prompt_that_training_or_calibration_saw_is_not_an_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chance they rarely meet, so here every draw begins with the pairs of the training data."""
+    config = config_of(tmp_path)
+    known = synthetic.make_pairs(30, 999)
+
+    def overlapping(count: int, *rest: Any) -> list[PreferencePair]:
+        return known + synthetic.make_pairs(count, *rest)
+
+    monkeypatch.setattr("training.evaluate.make_pairs", overlapping)
+    found = {pair.prompt[0]["content"] for pair in examples(config, 20, 1)}
+    assert len(found) == 20
+    assert not found & {pair.prompt[0]["content"] for pair in known}
 
 
 def pair_of(name: str, draft: str, *rewrites: str) -> PreferencePair:
@@ -208,6 +225,24 @@ def test_the_whole_evaluation_through_the_real_server(helpdesk: RunConfig) -> No
     assert {s.temperature for s in models.improver.samplings} == {0.7}
 
 
+def test_self_refine_is_represented_by_its_best_rubric(helpdesk: RunConfig) -> None:
+    """Only the rubric "polite" helps, and it makes every answer perfect: that one must be compared."""
+
+    def script(chat: Sequence[Message]) -> str:
+        helped = chat[-1]["content"] == REFINE_TURN and synthetic.RUBRICS["polite"] in chat[2]["content"]
+        return perfect(chat) if helped else rude(chat)
+
+    policy = FakeEngine(
+        context_length=2048, script=script, defaults=replace(FakeEngine().defaults, max_tokens=80)
+    )
+    with serving(policy=policy) as (url, _):
+        output, _ = run(helpdesk, url)
+    report = json.loads((output / "report.json").read_text())["figures"]
+    by_name = {one["name"]: one for one in report["comparisons"]}
+    assert report["best_rubric"] == ["self_refine:polite"] * 3
+    assert by_name["Self-Refine vs Original"]["rate"]["delta"] == 100
+
+
 def test_an_interrupted_evaluation_asks_only_for_what_is_missing(helpdesk: RunConfig) -> None:
     with serving(policy=FakeEngine(context_length=2048, script=rude)) as (url, models):
         output, whole = run(helpdesk, url)
@@ -311,7 +346,17 @@ def test_drafts_that_people_rewrote(tmp_path: Path) -> None:
     assert "MISS  closer to the human text" in text and "PASS  farther" in text
 
 
-def test_the_toxicity_judge_never_sees_what_it_judges(tmp_path: Path) -> None:
+def test_the_toxicity_judge_never_sees_what_it_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[PreferencePair] = []
+    original = ToxicityJudge.__init__
+
+    def spy(self: ToxicityJudge, pairs: Sequence[PreferencePair], seed: int = 0) -> None:
+        fitted.extend(pairs)
+        original(self, pairs, seed)
+
+    monkeypatch.setattr(ToxicityJudge, "__init__", spy)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
     training = [pair_of(f"t{i}", f"damn {words[i % 10]} {i}", f"dear {words[i % 10]} {i}") for i in range(40)]
     heldout = [pair_of(f"h{i}", f"damn {words[i]} today", f"dear {words[i]} today") for i in range(10)]
@@ -325,6 +370,7 @@ def test_the_toxicity_judge_never_sees_what_it_judges(tmp_path: Path) -> None:
     with serving(improver=improver, scorer=FakeScorer(value=lambda text: -float("damn" in text))) as (url, _):
         output, text = run(config, url, examples=10)
     figures = json.loads((output / "report.json").read_text())["figures"]
+    assert {pair.id for pair in fitted} == {pair.id for pair in training}
     final = figures["edits"][figures["headline"]]
     assert (final["both"], final["exact"]) == (100, 100)
     assert final["toxicity_before"] > 0.5 > final["toxicity_after"]

@@ -1,5 +1,6 @@
 """One call to a server, and a server of the evaluation's own: deadlines, retries, start and stop."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -81,7 +82,8 @@ async def test_a_call_ends_at_its_deadline_and_says_what_it_waited_for() -> None
 
     started = time.monotonic()
     with pytest.raises(CallFailed, match=r"within 0.3 s \(It starts"):
-        await client_of(give, deadline_s=0.3).post("/v1/improve", {})
+        async with asyncio.timeout(5):  # without a deadline the call would wait for ever
+            await client_of(give, deadline_s=0.3).post("/v1/improve", {})
     assert time.monotonic() - started < 3
 
 
