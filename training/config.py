@@ -89,6 +89,8 @@ class ScratchModel(_Frozen):
     architecture: Literal["llama", "qwen3"] = "qwen3"
     vocabulary: int = Field(default=768, ge=300)
     hidden: int = Field(default=128, ge=64, multiple_of=64)
+    # Attention heads of 64; their number need not fit `hidden`, and four learn to copy sooner than two.
+    heads: int = Field(default=4, ge=1)
     layers: int = Field(default=4, ge=1)
     mlp: int = Field(default=256, ge=32)
 

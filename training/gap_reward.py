@@ -120,7 +120,7 @@ def train_gap_reward(worker: Worker) -> None:
         columns[name] = encode(tokenizer, texts)
     trees = (merge(rows) for rows in zip(*(columns[name] for name in ORDER), strict=True))
     columns["length"] = [len(tree.tokens) for tree in trees]
-    arguments = common_arguments(worker, gap.optimizer)
+    arguments = common_arguments(worker, gap.optimizer, len(pairs))
     scorer = TreeScorer(model)
     trainer = GapTrainer(
         model=scorer,

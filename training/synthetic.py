@@ -73,7 +73,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float) 
         for attribute in rng.sample(question.asked, len(question.asked)):
             if rng.random() < 0.55 * c:
                 continue
-            wrong = rng.random() < 0.3 * c
+            wrong = rng.random() < 0.1 * c
             value = _wrong_value(question, attribute, rng) if wrong else question.facts[attribute]
             body.append(fact_sentence(attribute, value))
         unasked = [a for a in question.facts if a not in question.asked]
@@ -153,24 +153,19 @@ def _carelessness(rng: random.Random) -> float:
     return float(rng.random() ** 0.7)
 
 
-def make_pairs(
-    count: int, seed: int, noise: float = 1.0, revision_share: float = 0.7
-) -> list[PreferencePair]:
+def make_pairs(count: int, seed: int, noise: float = 1.0) -> list[PreferencePair]:
     """Draw `count` preference pairs; P(a is chosen) = σ((gold(a) − gold(b)) / noise) (Bradley-Terry).
 
-    `revision_share` of the pairs are a draft and its partial revision, the others two independent responses.
+    Half of the pairs are a response and a small edit of it (one or two defects mended or put in), 30% a draft
+    and its partial revision, the others two independent responses. The small edits are what teaches a reward
+    model the worth of each single defect: between two very different responses only the largest shows.
     """
     rng = random.Random(f"pairs-{seed}")
     pairs: list[PreferencePair] = []
     while len(pairs) < count:
         question = make_question(rng)
         first = write_response(question, rng, _carelessness(rng))
-        if rng.random() < revision_share:
-            second = revise(question, first, rng, rng.uniform(0.3, 1.0))
-            if rng.random() < 0.15:
-                second = _add_defect(question, second, rng)
-        else:
-            second = write_response(question, rng, _carelessness(rng))
+        second = _counterpart(question, first, rng)
         if first == second:
             continue
         difference = gold_score(question.text, first) - gold_score(question.text, second)
@@ -181,10 +176,26 @@ def make_pairs(
     return pairs
 
 
+def _counterpart(question: Question, response: str, rng: random.Random) -> str:
+    """The other response of a pair: a small edit, a partial revision, or another response altogether."""
+    draw = rng.random()
+    if draw < 0.5:
+        defects = find_defects(question, response)
+        if defects and rng.random() < 0.4:
+            return mend(question, response, rng.sample(defects, min(len(defects), rng.randint(1, 2))), rng)
+        for _ in range(rng.randint(1, 2)):
+            response = _add_defect(question, response, rng)
+        return response
+    if draw < 0.8:
+        return revise(question, response, rng, rng.uniform(0.3, 1.0))
+    return write_response(question, rng, _carelessness(rng))
+
+
 def _add_defect(question: Question, response: str, rng: random.Random) -> str:
     texts = [s.text for s in parse_response(question, response)]
     facts = [i for i, text in enumerate(texts) if FACT.match(text)]
-    kind = rng.choice(("off_topic", "rude", "repeat", "drop", "wrong"))
+    unasked = [a for a in question.facts if a not in question.asked]
+    kind = rng.choice(("off_topic", "rude", "repeat", "repeat", "drop", "drop", "wrong", "unasked", "opening"))
     if kind == "drop" and len(texts) > 1:
         texts.pop(rng.randrange(len(texts)))
     elif kind == "wrong" and facts:
@@ -194,6 +205,11 @@ def _add_defect(question: Question, response: str, rng: random.Random) -> str:
             texts[i] = fact_sentence(attribute, _wrong_value(question, attribute, rng))
     elif kind == "repeat" and texts:
         texts.insert(rng.randint(0, len(texts)), rng.choice(texts))
+    elif kind == "unasked" and unasked:
+        attribute = rng.choice(unasked)
+        texts.insert(rng.randint(0, len(texts)), fact_sentence(attribute, question.facts[attribute]))
+    elif kind == "opening":
+        texts.insert(0, rng.choice(OPENINGS))
     else:
         texts.insert(rng.randint(0, len(texts)), rng.choice(RUDE if kind == "rude" else OFF_TOPIC))
     return " ".join(texts)
