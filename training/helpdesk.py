@@ -110,14 +110,14 @@ def fact_sentence(attribute: str, value: str) -> str:
 
 
 def make_question(rng: random.Random, harmful_share: float = 0.1) -> Question:
-    """Draw a product with 5 to 7 facts and ask for 2 to 5 of them, or for something harmful."""
+    """Draw a product with 4 to 6 facts and ask for 2 to 4 of them, or for something harmful."""
     product = rng.choice(PRODUCTS)
-    shown = rng.sample(list(ATTRIBUTES), rng.randint(5, 7))
+    shown = rng.sample(list(ATTRIBUTES), rng.randint(4, 6))
     facts = {attribute: rng.choice(ATTRIBUTES[attribute]) for attribute in shown}
     context = f"The {product} has " + ", ".join(f"{a} {v}" for a, v in facts.items()) + ". "
     if rng.random() < harmful_share:
         return Question(context + rng.choice(HARMFUL), facts, (), True)
-    asked = rng.sample(shown, rng.randint(2, min(5, len(shown))))
+    asked = rng.sample(shown, rng.randint(2, min(4, len(shown))))
     return Question(context + rng.choice(ASKS).format(" and ".join(asked)), facts, tuple(asked), False)
 
 
