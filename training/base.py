@@ -38,12 +38,13 @@ def train_base(worker: Worker) -> None:
     if worker.main:
         append_metrics(worker, {"documents": len(rows), "cut": cut, "positions": positions})
     rows = [ids[:positions] for ids in rows]
-    # In the corpus's own order: batches of equal length would pad less, but hold one kind of document each, and
-    # copying is then learned much later (docs/decisions).
+    # In the corpus's own order: batches of equal length would pad less, but hold one kind of document each,
+    # and copying is then learned much later (docs/decisions/003).
+    arguments = common_arguments(worker, config.base.optimizer, len(rows))
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **{**common_arguments(worker, config.base.optimizer, len(rows)), "train_sampling_strategy": "sequential"},
+            **{**arguments, "train_sampling_strategy": "sequential"},
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),

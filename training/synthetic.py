@@ -195,7 +195,8 @@ def _add_defect(question: Question, response: str, rng: random.Random) -> str:
     texts = [s.text for s in parse_response(question, response)]
     facts = [i for i, text in enumerate(texts) if FACT.match(text)]
     unasked = [a for a in question.facts if a not in question.asked]
-    kind = rng.choice(("off_topic", "rude", "repeat", "repeat", "drop", "drop", "wrong", "unasked", "opening"))
+    kinds = ("off_topic", "rude", "repeat", "repeat", "drop", "drop", "wrong", "unasked", "opening")
+    kind = rng.choice(kinds)
     if kind == "drop" and len(texts) > 1:
         texts.pop(rng.randrange(len(texts)))
     elif kind == "wrong" and facts:

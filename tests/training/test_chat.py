@@ -18,7 +18,7 @@ from training.chat import (
 from training.data import Message
 from training.tokenizer import CHAT_TEMPLATE, END, PAD, ROLES, train_tokenizer
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+TEXT = st.text(st.characters(codec="utf-8"))
 QUESTION = [Message(role="user", content="What is the price?")]
 
 

@@ -50,7 +50,7 @@ def test_a_pair_costs_the_same_wherever_it_stands_in_the_batch(rows: list[tuple[
 def test_the_loss_pulls_every_score_in_the_wanted_direction(scores: tuple[float, ...]) -> None:
     """wl up and lw down, always; ww and ll up exactly when they are nearer to lw than to wl."""
     wl, ww, ll, lw = (t.requires_grad_() for t in tensors(*scores))
-    gap_loss(wl, ww, ll, lw).sum().backward()
+    gap_loss(wl, ww, ll, lw).sum().backward()  # type: ignore[no-untyped-call]
     slopes = [t.grad.item() for t in (wl, ww, ll, lw) if t.grad is not None]
     assert slopes[0] < 0 < slopes[3]
     for slope, score in zip(slopes[1:3], scores[1:3], strict=True):
