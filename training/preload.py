@@ -11,7 +11,7 @@ import torch  # noqa: E402
 import trl.trainer.reward_trainer  # noqa: E402
 import trl.trainer.rloo_trainer  # noqa: E402
 import trl.trainer.sft_trainer  # noqa: E402, F401
-from tqdm import tqdm  # type: ignore[import-untyped]  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 from transformers import Trainer  # noqa: E402, F401
 
 torch.set_num_threads(1)
