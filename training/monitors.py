@@ -12,6 +12,12 @@ from training.data import Message
 from training.helpdesk import gold_score
 
 
+def repeated_ngrams(ids: Sequence[int], size: int = 4) -> int:
+    """How many n-grams of a response stood in it before; 0 for a response that never repeats itself."""
+    ngrams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+    return len(ngrams) - len(set(ngrams))
+
+
 class Monitor:
     """Computes means over a batch of samples."""
 

@@ -27,7 +27,7 @@ from training.gap_reward import gap_scores, score
 from training.generate import sample_responses
 from training.lengths import fitting_pairs, golden_pairs
 from training.models import load_causal_lm, load_reward_model, load_tokenizer, recommend_sampling
-from training.monitors import Monitor
+from training.monitors import Monitor, repeated_ngrams
 from training.paths import data_record, gap_reward_names
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train
@@ -181,7 +181,12 @@ def _reward_function(
         scores = scorer(question, texts, reference)
         for name, value in monitor.figures(question, texts, reference, ended).items():
             log_metric(name, value)
-        return [s if end else s + rl.truncation_penalty for s, end in zip(scores, ended, strict=True)]
+        repeated = [repeated_ngrams(ids) for ids in completion_ids]
+        log_metric("repeated", sum(repeated) / len(repeated))
+        return [
+            s - rl.repetition_penalty * count + (0.0 if end else rl.truncation_penalty)
+            for s, count, end in zip(scores, repeated, ended, strict=True)
+        ]
 
     return reward
 
