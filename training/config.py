@@ -144,8 +144,8 @@ class RlConfig(_Frozen):
     beta: float = Field(ge=0)
     temperature: float = Field(default=1.0, gt=0)
     truncation_penalty: float = Field(default=-5.0, le=0)
-    # Taken off the reward for each 4-gram of a response that stood in it before. Reward models see few loops in
-    # their data and like longer answers; this is what keeps RL from repeating itself to please them.
+    # Taken off the reward for each 4-gram of a response that stood in it before. Reward models see few loops
+    # in their data and like longer answers; this is what keeps RL from repeating itself to please them.
     repetition_penalty: float = Field(default=0.5, ge=0)
 
     @model_validator(mode="after")
