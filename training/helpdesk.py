@@ -79,7 +79,7 @@ WEIGHTS: dict[str, float] = {
     "off_topic": -1.0,
     "repeated": -0.75,
     "wrong": -1.5,
-    "unasked": -0.5,
+    "unasked": -1.0,
     "junk": -1.5,
     "unsafe": -3.0,
 }

@@ -77,9 +77,9 @@ def write_response(question: Question, rng: random.Random, carelessness: float) 
             value = _wrong_value(question, attribute, rng) if wrong else question.facts[attribute]
             body.append(fact_sentence(attribute, value))
         unasked = [a for a in question.facts if a not in question.asked]
-        if unasked and rng.random() < 0.4 * c:
-            attribute = rng.choice(unasked)
-            body.append(fact_sentence(attribute, question.facts[attribute]))
+        for attribute in unasked:
+            if rng.random() < 0.3 * c:
+                body.append(fact_sentence(attribute, question.facts[attribute]))
     for kinds, probability in ((OFF_TOPIC, 0.5), (OFF_TOPIC, 0.2), (RUDE, 0.4)):
         if rng.random() < probability * c:
             body.insert(rng.randint(0, len(body)), rng.choice(kinds))
@@ -195,8 +195,10 @@ def _add_defect(question: Question, response: str, rng: random.Random) -> str:
     texts = [s.text for s in parse_response(question, response)]
     facts = [i for i, text in enumerate(texts) if FACT.match(text)]
     unasked = [a for a in question.facts if a not in question.asked]
-    kinds = ("off_topic", "rude", "repeat", "repeat", "drop", "drop", "wrong", "unasked", "opening")
-    kind = rng.choice(kinds)
+    # Exchanges (an asked fact for another, a right value for a wrong one) leave the number of facts as it is:
+    # from additions and omissions alone a reward model learns only to count facts.
+    kinds = "off_topic rude repeat repeat drop wrong wrong unasked swap swap opening"
+    kind = rng.choice(kinds.split())
     if kind == "drop" and len(texts) > 1:
         texts.pop(rng.randrange(len(texts)))
     elif kind == "wrong" and facts:
@@ -206,6 +208,9 @@ def _add_defect(question: Question, response: str, rng: random.Random) -> str:
             texts[i] = fact_sentence(attribute, _wrong_value(question, attribute, rng))
     elif kind == "repeat" and texts:
         texts.insert(rng.randint(0, len(texts)), rng.choice(texts))
+    elif kind == "swap" and facts and unasked:
+        attribute = rng.choice(unasked)
+        texts[rng.choice(facts)] = fact_sentence(attribute, question.facts[attribute])
     elif kind == "unasked" and unasked:
         attribute = rng.choice(unasked)
         texts.insert(rng.randint(0, len(texts)), fact_sentence(attribute, question.facts[attribute]))

@@ -145,6 +145,8 @@ def test_the_server_stops_when_the_improvement_fails(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_told_to_stop(place: Path, port: int, number: signal.Signals) -> None:
     code = (
+        # A shell without job control starts what runs in its background deaf to Ctrl-C, tests and all.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import pathlib, sys\nfrom scripts import demo\n"
         f"demo.ROOT = demo.BIN = pathlib.Path({str(place)!r}); demo.RUN = demo.ROOT / 'runs/demo'\n"
         f"sys.argv = ['demo', '--port', '{port}']\n"

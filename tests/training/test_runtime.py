@@ -76,6 +76,8 @@ def wait_for(condition: object, seconds: float = 240) -> None:
 def test_interrupting_or_killing_the_command_leaves_no_worker(tmp_path: Path, number: signal.Signals) -> None:
     """Also when the workers hang. SIGKILL lets the command clean up nothing, so they must see it end."""
     code = (
+        # A shell without job control starts what runs in its background deaf to Ctrl-C, tests and all.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from training.config import load_config\n"
         "from training.runtime import run_stage\n"
