@@ -152,7 +152,10 @@ def _left_out(figures: dict[str, Any]) -> str:
 def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
     gaps = [read_manifest(config.output / name)["gap"] for name in gap_reward_names(config)]
     if not all(gaps):
-        return dict(run_stage(config, "calibrate", "training.calibrate:calibrate", lambda _: None))
+        figures = dict(run_stage(config, "calibrate", "training.calibrate:calibrate", lambda _: None))
+        left_out = _left_out(_last_metrics(config.output / "metrics.jsonl")["calibrate"])
+        bar.console.print(f"[green]calibrate[/green]: gap reward, on held-out pairs{left_out}")
+        return figures
     return dict(gaps[0]["calibration"])
 
 
