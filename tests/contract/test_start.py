@@ -1,6 +1,7 @@
 """Starting and stopping real engines: two at once, a golden sample that fails, the whole command `pit
 serve`."""
 
+import asyncio
 import json
 import os
 import re
@@ -28,6 +29,15 @@ def engine_processes(pid: int | None = None) -> set[int]:
     return {child.pid for child in psutil.Process(pid).children(recursive=True) if "Engine" in child.name()}
 
 
+async def only_these_are_left(before: set[int], seconds: float = 30) -> bool:
+    """An engine process that was told to end may need a moment on a busy machine; it must not stay."""
+    for _ in range(int(seconds / 0.1)):
+        if engine_processes() == before:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
 async def test_two_engines_start_together_and_leave_nothing_behind(
     served: Served, checkpoints: dict[str, Path]
 ) -> None:
@@ -38,7 +48,7 @@ async def test_two_engines_start_together_and_leave_nothing_behind(
     policy, improver = pair.models.policy, pair.models.improver
     assert policy is not None and improver is not None and policy is not improver
     await pair.close()
-    assert engine_processes() == before
+    assert await only_these_are_left(before)
     with pytest.raises(EngineFailed):
         await policy.check_health()
     with pytest.raises(EngineFailed):
@@ -57,7 +67,7 @@ async def test_a_golden_sample_that_differs_stops_the_start(
     (changed / "pit.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"golden sample 3 differ from training by 0\.01"):
         await start_models(Settings(policy=changed))
-    assert engine_processes() == before
+    assert await only_these_are_left(before)
 
 
 def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
