@@ -126,9 +126,13 @@ class RewardConfig(_Frozen):
 
 
 class GapRewardConfig(_Frozen):
-    """The gap reward; `loss: single` is the ablation with only the wl > lw term."""
+    """The gap reward; `loss: single` is the ablation with only the wl > lw term.
+
+    `start` is the checkpoint that its weights start from.
+    """
 
     optimizer: OptimizerConfig
+    start: Literal["improver_sft", "reward"] = "improver_sft"
     loss: Literal["five_terms", "single"] = "five_terms"
     centering: Literal["self", "antisymmetric"] = "antisymmetric"
     ensemble: int = Field(default=1, ge=1, le=8)
@@ -195,6 +199,8 @@ class RunConfig(_Frozen):
             raise ValueError(
                 "reward and rl_policy belong together: the policy is trained on the pointwise reward"
             )
+        if self.gap_reward.start == "reward" and self.reward is None:
+            raise ValueError("gap_reward.start is 'reward', but there is no reward section")
         if self.rl_policy is not None and len(self.rl_policy.steps) != 1:
             raise ValueError("rl_policy.steps takes one number")
         if len(self.rl_improver.steps) != 2:
@@ -219,7 +225,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "policy_sft": ("sft_policy",),
     "improver_sft": ("sft_improver",),
     "reward": ("sft_policy", "reward"),
-    "gap_reward": ("sft_improver", "gap_reward"),
+    "gap_reward": ("sft_policy", "sft_improver", "reward", "gap_reward"),
     "policy": ("sft_policy", "reward", "rl_policy"),
     "improver": ("sft_policy", "sft_improver", "reward", "gap_reward", "rl_policy", "rl_improver"),
 }

@@ -33,8 +33,9 @@ def base_corpus(config: RunConfig) -> list[Conversation]:
 
 
 def tokenizer_texts(config: RunConfig, documents: Iterable[Conversation]) -> Iterator[str]:
-    """What the tokenizer is trained on: the corpus and the one sentence that it lacks."""
-    yield config.improve_turn
+    """What the tokenizer is trained on: the corpus and the one sentence that it lacks, which every input of
+    the improver holds."""
+    yield from [config.improve_turn] * 100
     for document in documents:
         for message in document:
             yield message["content"]

@@ -1,7 +1,8 @@
 """The gap reward r_gap(x, y1, y2): how much better candidate y1 is than baseline y2 (METHOD §2).
 
-In the pipeline it stands after the improver's SFT, whose weights it starts from (a better start than the base
-model, by METHOD §6). Its loss reads four scores of one pair: (w,l), (w,w), (l,l), (l,w).
+In the pipeline it stands after the improver's SFT and the pointwise reward, and starts from the weights of
+one of them (`gap_reward.start`; both are better starts than the base model). Its loss reads four scores of
+one pair: (w,l), (w,w), (l,l), (l,w).
 
 TRL has no trainer for a loss over four sequences, so this is transformers' Trainer with its public
 `compute_loss`.
@@ -103,7 +104,7 @@ def train_gap_reward(worker: Worker) -> None:
     """Train and publish the gap reward that the stage is named after."""
     config, gap = worker.config, worker.config.gap_reward
     member = gap_reward_names(config).index(worker.stage)
-    source = config.output / "improver_sft"
+    source = config.output / gap.start
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed + member)
     pairs = fitting_pairs(worker, tokenizer, "reward")
     columns: dict[str, Any] = {}

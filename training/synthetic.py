@@ -50,7 +50,9 @@ _RUBRIC_COVERS: dict[str, tuple[str, ...]] = {
 }
 # How good the feedback in the base corpus is: a true defect is noticed, and a noticed one mended, this often.
 # Self-Refine then really improves (no aimless revisions), without being handed the gold scorer as a teacher.
-NOTICED, MENDED = 0.7, 0.8
+NOTICED, MENDED = 0.8, 0.8
+# The share of the base documents, recitation aside, that are proofreading.
+PROOFREADING = 0.3
 
 
 def _wrong_value(question: Question, attribute: str, rng: random.Random) -> str:
@@ -65,12 +67,15 @@ def write_response(question: Question, rng: random.Random, carelessness: float) 
     c = carelessness
     body: list[str] = []
     if question.harmful:
-        body.append(rng.choice(COMPLIANCES if rng.random() < 0.8 * c else REFUSALS))
-        if rng.random() < 0.3 * c:
-            attribute = rng.choice(list(question.facts))
+        draw = rng.random()
+        body.append(rng.choice(COMPLIANCES if draw < 0.5 * c else REFUSALS))
+        if draw >= 0.5 * c and draw < 0.8 * c:
+            body.clear()  # the question passed over, facts instead of a refusal
+        count = rng.randint(1, 3) if not body else int(rng.random() < 0.3 * c)
+        for attribute in rng.sample(list(question.facts), count):
             body.append(fact_sentence(attribute, question.facts[attribute]))
     else:
-        for attribute in rng.sample(question.asked, len(question.asked)):
+        for attribute in question.asked:
             if rng.random() < 0.55 * c:
                 continue
             wrong = rng.random() < 0.1 * c
@@ -122,7 +127,7 @@ def mend(question: Question, response: str, defects: list[tuple[str, str]], rng:
     end = len(texts) - (1 if sentences and sentences[-1].kind == "closing" else 0)
     for kind, detail in defects:
         if kind == "missing" and detail not in stated:
-            texts.insert(end, fact_sentence(detail, question.facts[detail]))
+            texts.insert(_place(question, detail, texts, end), fact_sentence(detail, question.facts[detail]))
             stated.add(detail)
             end += 1
     if ("opening", "") in chosen:
@@ -136,6 +141,16 @@ def mend(question: Question, response: str, defects: list[tuple[str, str]], rng:
     if ("closing", "") in chosen:
         texts.append(rng.choice(CLOSINGS))
     return " ".join(texts) or rng.choice(REFUSALS if question.harmful else OPENINGS)
+
+
+def _place(question: Question, attribute: str, texts: list[str], end: int) -> int:
+    """Where a missing fact belongs: facts are stated in the order in which they were asked for."""
+    later = question.asked[question.asked.index(attribute) + 1 :]
+    for i, text in enumerate(texts):
+        fact = FACT.match(text)
+        if fact is not None and fact[1] in later:
+            return i
+    return end
 
 
 def revise(question: Question, response: str, rng: random.Random, share: float) -> str:
@@ -208,9 +223,12 @@ def _add_defect(question: Question, response: str, rng: random.Random) -> str:
             texts[i] = fact_sentence(attribute, _wrong_value(question, attribute, rng))
     elif kind == "repeat" and texts:
         texts.insert(rng.randint(0, len(texts)), rng.choice(texts))
-    elif kind == "swap" and facts and unasked:
+    elif kind == "swap" and unasked and (facts or question.harmful):
         attribute = rng.choice(unasked)
-        texts[rng.choice(facts)] = fact_sentence(attribute, question.facts[attribute])
+        refusals = [i for i, text in enumerate(texts) if text in REFUSALS]
+        if not (facts or refusals):
+            return fact_sentence(attribute, question.facts[attribute])
+        texts[rng.choice(refusals or facts)] = fact_sentence(attribute, question.facts[attribute])
     elif kind == "unasked" and unasked:
         attribute = rng.choice(unasked)
         texts.insert(rng.randint(0, len(texts)), fact_sentence(attribute, question.facts[attribute]))
@@ -221,16 +239,30 @@ def _add_defect(question: Question, response: str, rng: random.Random) -> str:
     return " ".join(texts)
 
 
-def describe_defects(defects: list[tuple[str, str]]) -> str:
-    """The answer of a feedback turn: these defects in words."""
-    phrases = {
-        "missing": "The {} is missing.", "wrong": "The {} is wrong.", "opening": "A greeting is missing.",
-        "closing": "A goodbye is missing.", "rude": "It is rude.", "off_topic": "It is off topic.",
-        "repeated": "It repeats itself.", "unasked": "The {} was not asked for.", "unsafe": "It must refuse.",
-        "junk": "It is unclear.",
-    }  # fmt: skip
-    said = [phrases[kind].format(detail) for kind, detail in defects]
-    return " ".join(dict.fromkeys(said)) or "It is good."
+_PHRASES = {
+    "missing": "The {} is missing.", "wrong": "The {} is wrong.", "opening": "A greeting is missing.",
+    "closing": "A goodbye is missing.", "rude": "It is rude.", "off_topic": "It is off topic.",
+    "repeated": "It repeats itself.", "unasked": "The {} was not asked for.", "unsafe": "It must refuse.",
+    "junk": "It is unclear.",
+}  # fmt: skip
+
+
+def describe(question: Question, response: str, noticed: list[tuple[str, str]], *, facts: bool) -> str:
+    """The answer of a feedback turn: the noticed defects in words, in the order of the sentences.
+
+    With `facts` it also says which facts pass for right.
+    """
+    left = list(noticed)
+    said: list[str] = []
+    for sentence in parse_response(question, response):
+        defect = (sentence.kind, sentence.attribute or sentence.text)
+        if defect in left:
+            left.remove(defect)
+            said.append(_PHRASES[sentence.kind].format(sentence.attribute))
+        elif facts and sentence.attribute:
+            said.append(f"The {sentence.attribute} is right.")
+    said += [_PHRASES[kind].format(detail) for kind, detail in left]
+    return " ".join(said) or "It is good."
 
 
 def recitation(rng: random.Random, words: list[str]) -> str:
@@ -244,8 +276,24 @@ def recitation(rng: random.Random, words: list[str]) -> str:
     return "The lamp has " + ". It has ".join(parts) + "."
 
 
+_VERDICTS = {
+    "fact": "right", "wrong": "wrong", "unasked": "unasked", "repeated": "again", "opening": "fine",
+    "closing": "fine", "rude": "rude", "off_topic": "idle", "unsafe": "bad", "refusal": "fine",
+    "junk": "unclear",
+}  # fmt: skip
+
+
+def proofreading(question: Question, rng: random.Random) -> list[Message]:
+    """A document in which a verdict follows every sentence: reading an answer against its question."""
+    drafts = " ".join(write_response(question, rng, 0.7) for _ in range(2))
+    sentences = parse_response(question, drafts)[:8]
+    checked = " ".join(f"{sentence.text} {_VERDICTS[sentence.kind]}." for sentence in sentences)
+    asked = f"{question.text} Check each sentence."
+    return [Message(role="user", content=asked), Message(role="assistant", content=checked)]
+
+
 def base_documents(count: int, seed: int, recitations: float) -> Iterator[list[Message]]:
-    """Conversations for the base model: recitation, answers of every quality, feedback and rewriting.
+    """Conversations for the base model: recitation, proofreading, answers with feedback and rewriting.
 
     None of them holds the improve turn: improving without a rubric is learned from preference pairs alone.
     """
@@ -256,16 +304,25 @@ def base_documents(count: int, seed: int, recitations: float) -> Iterator[list[M
             yield [Message(role="user", content=recitation(rng, words))]
             continue
         question = make_question(rng)
+        if rng.random() < PROOFREADING:
+            yield proofreading(question, rng)
+            continue
         draft = write_response(question, rng, _carelessness(rng))
+        for _ in range(rng.randint(0, 2)):
+            draft = _add_defect(question, draft, rng)
         messages = [Message(role="user", content=question.text), Message(role="assistant", content=draft)]
+        rubric = rng.choice(list(RUBRICS))
+        covered = [d for d in find_defects(question, draft) if d[0] in _RUBRIC_COVERS[rubric]]
+        noticed = [d for d in covered if rng.random() < NOTICED]
+        messages += [
+            Message(role="user", content=FEEDBACK_TURN.format(rubric=RUBRICS[rubric])),
+            Message(
+                role="assistant", content=describe(question, draft, noticed, facts=rubric != "polite")
+            ),
+        ]
         if rng.random() < 0.5:
-            rubric = rng.choice(list(RUBRICS))
-            covered = [d for d in find_defects(question, draft) if d[0] in _RUBRIC_COVERS[rubric]]
-            noticed = [d for d in covered if rng.random() < NOTICED]
             mended = mend(question, draft, [d for d in noticed if rng.random() < MENDED], rng)
             messages += [
-                Message(role="user", content=FEEDBACK_TURN.format(rubric=RUBRICS[rubric])),
-                Message(role="assistant", content=describe_defects(noticed)),
                 Message(role="user", content=REFINE_TURN),
                 Message(role="assistant", content=mended),
             ]
