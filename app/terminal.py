@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-WORDS = re.compile(r"\s+|[^\s]+")
+WORDS = re.compile(r"\s*\S+\s*")
 STOPS = {
     "gap": "the gap reward found no further improvement",
     "patience": "several candidates in a row were no better",
@@ -27,18 +27,28 @@ class ServerError(Exception):
     """The server cannot be reached, or refused the request."""
 
 
-def word_diff(old: str, new: str) -> Text:
-    """`new` against `old`: what went is red and struck, what came is green."""
+def word_diff(old: str, new: str, *, marked: bool = False) -> Text:
+    """`new` against `old`: what went is red and struck, what came is green.
+
+    With `marked`, for a terminal without colours, also in signs as wdiff has them: [-went-]{+came+}.
+    """
     before, after = WORDS.findall(old), WORDS.findall(new)
+    # Compared without the white space that follows a word, or the last word would always count as changed.
+    matcher = difflib.SequenceMatcher(
+        None, [word.strip() for word in before], [word.strip() for word in after], autojunk=False
+    )
     text = Text()
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+    for kind, a, b, c, d in matcher.get_opcodes():
+        gone, came = "".join(before[a:b]), "".join(after[c:d])
         if kind == "equal":
-            text.append("".join(after[c:d]))
+            text.append(came)
             continue
-        if gone := "".join(before[a:b]):
-            text.append(gone, style="red strike")
-        if came := "".join(after[c:d]):
-            text.append(came, style="green")
+        for part, style, signs in ((gone, "red strike", "[--]"), (came, "green", "{++}")):
+            words, space = part.rstrip(), part[len(part.rstrip()) :]
+            if words:
+                text.append(signs[:2] + words + signs[2:] if marked else words, style=style)
+                text.append(space or " ")
+    text.rstrip()
     return text
 
 
@@ -148,7 +158,8 @@ class Show:
         if iteration["text"].strip() == self.baseline.strip():
             self.console.print(Text("(the same response)", style="dim"))
         else:
-            self.console.print(word_diff(self.baseline, iteration["text"]))
+            marked = self.console.no_color or not self.console.color_system
+            self.console.print(word_diff(self.baseline, iteration["text"], marked=marked))
 
     def _summary(self, run: dict[str, Any]) -> None:
         title = "improved" if run["improved"] else "kept the reference"

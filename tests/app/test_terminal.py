@@ -67,4 +67,10 @@ def test_the_diff_marks_what_went_and_what_came() -> None:
     assert styles["blue now"] == "green"
     console = Console(record=True, width=80, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(diff)
-    assert "the lamp is redblue now" in console.export_text()
+    assert "the lamp is red blue now" in console.export_text()
+
+
+def test_without_colours_the_diff_has_signs() -> None:
+    diff = word_diff("It has color red. Bye.", "Hello! It has price 24 euros. Bye.", marked=True)
+    assert diff.plain == "{+Hello!+} It has [-color red.-] {+price 24 euros.+} Bye."
+    assert not word_diff("the same\nas before", "the same\nas before", marked=True).spans
