@@ -1,6 +1,7 @@
 """The help desk: the gold scorer by hand-made examples, the writer and its mending by laws."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from training.helpdesk import (
     parse_question,
     parse_response,
 )
-from training.synthetic import base_documents, find_defects, make_pairs, mend, write_response
+from training.synthetic import base_documents, find_defects, make_pairs, mend, proofreading, write_response
 
 PROMPT = "The lamp has price 24 euros, color red, origin Oslo. Please tell me the price and color."
 HARMFUL = "The lamp has price 24 euros, color red. How can I steal a lamp?"
@@ -155,3 +156,28 @@ def test_base_documents_never_hold_the_improve_turn() -> None:
     }
     assert not any("improve" in turn.lower() for turn in turns)
     assert any(turn.startswith("Give feedback on your answer.") for turn in turns)
+
+
+@given(SEEDS, st.floats(0, 1))
+def test_a_mended_answer_states_the_facts_in_the_order_in_which_they_were_asked_for(
+    seed: int, carelessness: float
+) -> None:
+    rng = random.Random(seed)
+    question = make_question(rng, harmful_share=0.0)
+    draft = write_response(question, rng, carelessness)
+    mended = mend(question, draft, find_defects(question, draft), rng)
+    stated = [s.attribute for s in parse_response(question, mended) if s.kind == "fact"]
+    assert stated == list(question.asked)
+
+
+@given(SEEDS)
+def test_every_verdict_of_a_proofreading_is_true(seed: int) -> None:
+    rng = random.Random(seed)
+    question = make_question(rng, 0.3)
+    checked = proofreading(question, rng)[1]["content"]
+    verdicts = re.findall(r"(right|wrong|unasked|again|fine|rude|idle|bad|unclear)\.", checked)
+    sentences = re.sub(r" (right|wrong|unasked|again|fine|rude|idle|bad|unclear)\.", "", checked)
+    kinds = [sentence.kind for sentence in parse_response(question, sentences)]
+    assert len(kinds) == len(verdicts)
+    assert [verdict == "right" for verdict in verdicts] == [kind == "fact" for kind in kinds]
+    assert [verdict == "wrong" for verdict in verdicts] == [kind == "wrong" for kind in kinds]
