@@ -70,6 +70,13 @@ def test_what_is_wrong_is_named(override: str, named: str) -> None:
     assert named in str(error.value)
 
 
+def test_a_gap_reward_cannot_start_from_a_reward_that_is_not_trained() -> None:
+    without = ["reward=null", "rl_policy=null"]
+    assert load_config(TINY, without).gap_reward.start == "improver_sft"
+    with pytest.raises(ConfigError, match="no reward section"):
+        load_config(TINY, [*without, "gap_reward.start=reward"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("[1, 2]", "mapping"), ("a: [", "not YAML"), ("\udcff", "not YAML")]
 )
