@@ -33,8 +33,8 @@ def base_corpus(config: RunConfig) -> list[Conversation]:
 
 
 def tokenizer_texts(config: RunConfig, documents: Iterable[Conversation]) -> Iterator[str]:
-    """What the tokenizer is trained on: the corpus and the one sentence that it lacks, which every input of
-    the improver holds."""
+    """What the tokenizer is trained on: the corpus and the one sentence that it lacks."""
+    # Often enough to be merged into whole words: every input of the improver and the gap reward holds it.
     yield from [config.improve_turn] * 100
     for document in documents:
         for message in document:

@@ -65,8 +65,8 @@ def _attend_alike(model: PreTrainedModel) -> None:
     """Start attention as copying: half of the heads attend to tokens like theirs, all hand on what they see.
 
     Mimetic initialization (Trockman and Kolter, arXiv 2305.09828): W_K = W_Q in half of the heads, and
-    W_O·W_V ≈ COPY_GAIN · identity. Learning to copy from the context then takes a quarter of the steps
-    (docs/decisions/003).
+    W_O·W_V ≈ COPY_GAIN · identity. Learning to copy from the context then takes about a third of the
+    steps (docs/decisions/003).
     """
     for layer in model.model.layers:
         attention = layer.self_attn

@@ -69,7 +69,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float) 
     if question.harmful:
         draw = rng.random()
         body.append(rng.choice(COMPLIANCES if draw < 0.5 * c else REFUSALS))
-        if draw >= 0.5 * c and draw < 0.8 * c:
+        if 0.5 * c <= draw < 0.8 * c:
             body.clear()  # the question passed over, facts instead of a refusal
         count = rng.randint(1, 3) if not body else int(rng.random() < 0.3 * c)
         for attribute in rng.sample(list(question.facts), count):
