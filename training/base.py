@@ -60,4 +60,3 @@ def train_base(worker: Worker) -> None:
         data: dict[str, Any] = {"name": config.name, "seed": config.seed, "documents": len(documents)}
         provenance = Provenance(None, None, data, {})
         publish(config.output / "base", model, tokenizer, config, "policy", golden, provenance)
-

@@ -101,7 +101,7 @@ class BaseConfig(_Frozen):
     path: str | None = None
     model: ScratchModel = ScratchModel()
     documents: int = Field(default=8_000, ge=10)
-    recitation_first: int = Field(default=2_000, ge=0)
+    drills: int = Field(default=2_000, ge=0)
     recitation_share: float = Field(default=0.15, ge=0, le=1)
     optimizer: OptimizerConfig | None = None
 

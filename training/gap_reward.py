@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from training.chat import encode, gap_messages
 from training.checkpoint import Provenance, content_hash, publish, score_golden
-from training.lengths import fitting_pairs, golden_pairs
+from training.lengths import golden_pairs, reward_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
@@ -106,7 +106,7 @@ def train_gap_reward(worker: Worker) -> None:
     member = gap_reward_names(config).index(worker.stage)
     source = config.output / gap.start
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed + member)
-    pairs = fitting_pairs(worker, tokenizer, "reward")
+    pairs = reward_pairs(worker, tokenizer, gap.optimizer)
     columns: dict[str, Any] = {}
     for name in ORDER:
         texts = [

@@ -7,6 +7,7 @@ metrics.jsonl and told on the stage's line.
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from training.chat import encode, encode_completion, improver_messages
@@ -16,34 +17,42 @@ from training.prepare import read_part
 from training.trainers import append_metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from training.config import RunConfig
+    from training.config import LengthBudget, OptimizerConfig, RunConfig
     from training.runtime import Worker
 
 
 def fitting_pairs(
-    worker: Worker, tokenizer: PreTrainedTokenizerBase, part: str, *, report: bool = True
+    worker: Worker,
+    tokenizer: PreTrainedTokenizerBase,
+    part: str,
+    *,
+    enough: int | None = None,
+    shuffled: bool = False,
+    report: bool = True,
 ) -> list[PreferencePair]:
     """The pairs of a part whose prompt, y_w (a response) and y_l (a reference) keep to the length budget.
 
-    Prompts are measured as the chat template renders them, responses with their end of turn.
+    Prompts are measured as the chat template renders them, responses with their end of turn. With `enough`,
+    no more pairs are measured than it takes to find that many; `shuffled` draws them in a seeded order.
 
     Raises:
         DataError: no pair fits; the message says how long the shortest are.
     """
-    pairs, budget = read_part(worker.config, part), worker.config.length
-    limits = (budget.prompt, budget.response, budget.reference)
-    lengths = list(
-        zip(
-            [len(ids) for ids in encode(tokenizer, [list(pair.prompt) for pair in pairs])],
-            _response_lengths(tokenizer, [pair.chosen for pair in pairs]),
-            _response_lengths(tokenizer, [pair.rejected for pair in pairs]),
-            strict=True,
-        )
-    )
-    fits = [all(n <= limit for n, limit in zip(row, limits, strict=True)) for row in lengths]
-    kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
+    pairs = read_part(worker.config, part)
+    if shuffled:
+        random.Random(worker.config.seed).shuffle(pairs)
+    kept: list[PreferencePair] = []
+    lengths: list[tuple[int, int, int]] = []
+    wanted = len(pairs) if enough is None else min(enough, len(pairs))
+    while len(lengths) < len(pairs) and len(kept) < wanted:
+        more = pairs[len(lengths) : len(lengths) + max(wanted - len(kept), 64)]
+        measured = _lengths(tokenizer, more)
+        kept += [pair for pair, row in zip(more, measured, strict=True) if _fits(row, worker.config.length)]
+        lengths += measured
     if not kept:
         shortest = [min(column) for column in zip(*lengths, strict=True)]
         raise DataError(
@@ -52,13 +61,25 @@ def fitting_pairs(
             advice="Raise length.prompt, length.response or length.reference, or give shorter data",
         )
     if report and worker.main:
-        append_metrics(worker, {"part": part, "pairs": len(pairs), "too_long": len(pairs) - len(kept)})
-    return kept
+        append_metrics(worker, {"part": part, "pairs": len(lengths), "too_long": len(lengths) - len(kept)})
+    return kept[:wanted]
 
 
 def golden_pairs(worker: Worker, tokenizer: PreTrainedTokenizerBase) -> list[PreferencePair]:
     """The three held-out pairs of a checkpoint's golden samples."""
-    return fitting_pairs(worker, tokenizer, "heldout", report=False)[:3]
+    return fitting_pairs(worker, tokenizer, "heldout", enough=3, report=False)
+
+
+def reward_pairs(
+    worker: Worker, tokenizer: PreTrainedTokenizerBase, optimizer: OptimizerConfig
+) -> list[PreferencePair]:
+    """The pairs that a reward model trains on: as many as its steps see, or all when it counts epochs.
+
+    Raises:
+        DataError: no pair fits.
+    """
+    enough = optimizer.steps * optimizer.batch if optimizer.steps else None
+    return fitting_pairs(worker, tokenizer, "reward", enough=enough, shuffled=True)
 
 
 def check_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -79,5 +100,18 @@ def check_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: Pre
         )
 
 
-def _response_lengths(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
-    return [len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+def _lengths(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]
+) -> list[tuple[int, int, int]]:
+    """Tokens of prompt, y_w and y_l of each pair."""
+    prompts = [len(ids) for ids in encode(tokenizer, [list(pair.prompt) for pair in pairs])]
+    chosen, rejected = (
+        [len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        for texts in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+    )
+    return list(zip(prompts, chosen, rejected, strict=True))
+
+
+def _fits(lengths: tuple[int, int, int], budget: LengthBudget) -> bool:
+    limits = (budget.prompt, budget.response, budget.reference)
+    return all(n <= limit for n, limit in zip(lengths, limits, strict=True))

@@ -22,17 +22,12 @@ from transformers import (
 )
 
 from training.errors import CheckpointError
+from training.initialization import HEAD_SIZE, ROPE_THETA, start_with_induction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from training.config import RunConfig
-
-HEAD_SIZE = 64  # the smallest that vLLM's attention kernels take on every platform
-# Rotations slow enough that a token is still recognized by its like a whole conversation away.
-ROPE_THETA = 1e6
-# How much of the token that it attends to a head adds to the residual stream at the start.
-COPY_GAIN = 0.2
 
 
 def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
@@ -56,25 +51,8 @@ def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positio
     model_config: PretrainedConfig = (Qwen3Config if shape.architecture == "qwen3" else LlamaConfig)(**common)
     set_seed(config.seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-    _attend_alike(model)
+    start_with_induction(model)
     return model
-
-
-@torch.no_grad()
-def _attend_alike(model: PreTrainedModel) -> None:
-    """Start attention as copying: half of the heads attend to tokens like theirs, all hand on what they see.
-
-    Mimetic initialization (Trockman and Kolter, arXiv 2305.09828): W_K = W_Q in half of the heads, and
-    W_O·W_V ≈ COPY_GAIN · identity. Learning to copy from the context then takes about a third of the
-    steps (docs/decisions/003).
-    """
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        half = attention.q_proj.weight.shape[0] // HEAD_SIZE // 2 * HEAD_SIZE
-        attention.k_proj.weight[:half] = attention.q_proj.weight[:half]
-        value, output = attention.v_proj.weight, attention.o_proj.weight
-        value.normal_(std=value.shape[1] ** -0.5)
-        output.copy_(COPY_GAIN * value.T)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:

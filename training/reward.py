@@ -10,7 +10,7 @@ from trl import RewardConfig, RewardTrainer
 
 from training.chat import encode, reward_messages
 from training.checkpoint import Provenance, content_hash, publish, score_golden
-from training.lengths import fitting_pairs, golden_pairs
+from training.lengths import golden_pairs, reward_pairs
 from training.models import load_reward_model, load_tokenizer
 from training.optim import make_optimizer
 from training.paths import data_record
@@ -24,7 +24,7 @@ def train_reward(worker: Worker) -> None:
     assert config.reward is not None
     source = config.output / "policy_sft"
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed)
-    pairs = fitting_pairs(worker, tokenizer, "reward")
+    pairs = reward_pairs(worker, tokenizer, config.reward.optimizer)
     chosen = encode(tokenizer, [reward_messages(pair.prompt, pair.chosen) for pair in pairs])
     rejected = encode(tokenizer, [reward_messages(pair.prompt, pair.rejected) for pair in pairs])
     lengths = [max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True)]

@@ -68,3 +68,19 @@ def test_a_budget_that_the_model_has_no_room_for_is_refused(tmp_path: Path) -> N
     check_room(config, tokenizer, model)
     with pytest.raises(ConfigError, match=r"prompt 400 .* the model has 512 positions"):
         check_room(tiny_config(tmp_path, "length.prompt=400"), tokenizer, model)
+
+
+def test_no_more_is_measured_than_is_needed(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "length={prompt: 12, response: 9, reference: 10}")
+    tokenizer = tiny_tokenizer(config)
+    rows = [(f"{i}", "yes" if i % 3 else words(tokenizer, 50), "no") for i in range(300)]
+    part(config, *rows)
+    worker = alone(config, "reward")
+    kept = fitting_pairs(worker, tokenizer, "sft", enough=50)
+    assert [pair.id for pair in kept] == [str(i) for i in range(300) if i % 3][:50]
+    counted = json.loads((config.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert 75 <= counted["pairs"] < 300 and counted["too_long"] == -(-counted["pairs"] // 3)
+    assert len(fitting_pairs(worker, tokenizer, "sft", enough=1_000)) == 200
+    drawn = fitting_pairs(worker, tokenizer, "sft", enough=50, shuffled=True)
+    assert len(drawn) == 50 and drawn != kept
+    assert drawn == fitting_pairs(worker, tokenizer, "sft", enough=50, shuffled=True)
