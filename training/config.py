@@ -93,6 +93,8 @@ class ScratchModel(_Frozen):
     heads: int = Field(default=4, ge=1)
     layers: int = Field(default=4, ge=1)
     mlp: int = Field(default=256, ge=32)
+    # `induction` learns to copy any word; `copying` suffices where a value is known by its kind.
+    start: Literal["copying", "induction"] = "copying"
 
 
 class BaseConfig(_Frozen):
@@ -101,7 +103,7 @@ class BaseConfig(_Frozen):
     path: str | None = None
     model: ScratchModel = ScratchModel()
     documents: int = Field(default=8_000, ge=10)
-    drills: int = Field(default=2_000, ge=0)
+    recitation_first: int = Field(default=2_000, ge=0)
     recitation_share: float = Field(default=0.15, ge=0, le=1)
     optimizer: OptimizerConfig | None = None
 

@@ -13,21 +13,21 @@ from collections.abc import Iterable, Iterator
 from training.chat import Conversation, assistant
 from training.config import RunConfig
 from training.data import Message, PreferencePair, load_pairs
-from training.synthetic import base_documents, drills
+from training.synthetic import base_documents
 
 AGAIN_TURN = "Say that again without the slips."
 _FILLERS = ("uh", "um", "no sorry", "I mean", "or rather", "well", "no wait", "or", "make that")
 
 
 def base_corpus(config: RunConfig) -> list[Conversation]:
-    """`drills` documents that only reading the context predicts, then `documents` of all kinds."""
+    """`recitation_first` documents of pure recitation, then `documents` of all kinds."""
     base, seed = config.base, config.seed
     if config.data.format == "helpdesk":
-        first = drills(base.drills, seed + 1)
+        first = base_documents(base.recitation_first, seed + 1, 1.0)
         return [*first, *base_documents(base.documents, seed, base.recitation_share)]
     pairs = [pair for part in ("sft", "reward", "rl") for pair in _part(config, part)]
     rng = random.Random(f"corpus-{seed}")
-    documents = [_recitation(pairs, rng) for _ in range(base.drills)]
+    documents = [_recitation(pairs, rng) for _ in range(base.recitation_first)]
     documents += [_document(pairs, rng, base.recitation_share) for _ in range(base.documents)]
     return documents
 

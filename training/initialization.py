@@ -1,9 +1,12 @@
-"""Starts a model from scratch with the circuits that reading a context takes, instead of waiting for them.
+"""How the attention of a model from scratch starts: as copying, or with the circuits of induction.
 
-Copying from a context, and noticing that a word does or does not occur in it, need two kinds of heads: heads
-that look at the tokens just before, and heads that look for the like of a token elsewhere. A small model
-finds them late or never, because each is of use only once the other is there. Here they are in place in every
-layer from the first step on; training then uses, bends or drops them (docs/decisions/003).
+Both hand on what a head sees, so that copying is learned in a third of the steps. With `copying`, half of the
+heads attend to tokens like their own. That serves where a value is known by its kind, as at the help desk.
+
+Copying any word, and noticing that a word does not occur in the context, needs more: heads that look at the
+tokens just before, and heads that look for the like of a token elsewhere. A small model finds them late or
+never, because each is of use only once the other is there. `induction` puts them in place in every layer;
+training then uses, bends or drops them (docs/decisions/003).
 
 Grown from mimetic initialization (Trockman and Kolter, arXiv 2305.09828) and the circuits of induction
 (Olsson et al., arXiv 2209.11895).
@@ -12,7 +15,7 @@ Grown from mimetic initialization (Trockman and Kolter, arXiv 2305.09828) and th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -36,34 +39,50 @@ _POSITION_WEIGHT = 6.0
 # Rotation pairs, fastest first: those that place a neighbour, and those that tell a token from itself.
 _NEIGHBOUR_PAIRS = 6
 _SELF_PAIRS = 9
-# How much of what a head sees it adds to the residual stream.
+# How much of what it sees a head adds to the residual stream.
 _COPY_GAIN = 0.2
 
 
 @torch.no_grad()
-def start_with_induction(model: PreTrainedModel) -> None:
-    """Rewrite the attention and the embeddings of a fresh Llama or Qwen3 of any number of heads.
+def start_attention(model: PreTrainedModel, start: Literal["copying", "induction"]) -> None:
+    """Rewrite the attention (and for `induction` the embeddings) of a fresh Llama or Qwen3.
 
-    In each layer the first head attends to the token before, the second to tokens like its own, the third to
-    the token before the last; the others stay random. All hand on what they see: W_O·W_V ≈ gain · identity.
+    Any number of heads will do. In each layer, `copying` makes the first half of them attend to tokens like
+    their own (W_K = W_Q); `induction` makes the first attend to the token before, the second to tokens like
+    its own, the third to the token before the last, and leaves the others random.
     """
-    embeddings = model.get_input_embeddings().weight
-    embeddings.mul_(_EMBEDDING_STD / model.config.initializer_range)
-    embeddings[:, 0] = _CONSTANT
+    if start == "induction":
+        _separate(model)
     for layer in model.model.layers:
         attention = layer.self_attn
         queries = attention.q_proj.weight.view(-1, HEAD_SIZE, attention.q_proj.weight.shape[1])
         keys = attention.k_proj.weight.view_as(queries)
-        for head, start in enumerate((_attend_before, _attend_alike, _attend_before)[: len(queries)]):
-            queries[head].mul_(_QUERY_SCALE)
-            keys[head].mul_(_QUERY_SCALE)
-            start(queries[head], keys[head], 1 + head // 2)
-        for norm in ("q_norm", "k_norm"):
-            if hasattr(attention, norm):  # Qwen3 has them, Llama does not
-                getattr(attention, norm).weight.mul_(_SHARPNESS)
+        if start == "copying":
+            half = len(queries) // 2
+            keys[:half] = queries[:half]
+        else:
+            _start_induction(attention, queries, keys)
         value, output = attention.v_proj.weight, attention.o_proj.weight
         value.normal_(std=value.shape[1] ** -0.5)
         output.copy_(_COPY_GAIN * value.T)
+
+
+def _separate(model: PreTrainedModel) -> None:
+    """Embeddings far enough apart that values of one kind do not become one, with a constant in each."""
+    embeddings = model.get_input_embeddings().weight
+    embeddings.mul_(_EMBEDDING_STD / model.config.initializer_range)
+    embeddings[:, 0] = _CONSTANT
+
+
+def _start_induction(attention: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor) -> None:
+    """Shapes: both (heads, head size, hidden)."""
+    for head, start in enumerate((_attend_before, _attend_alike, _attend_before)[: len(queries)]):
+        queries[head].mul_(_QUERY_SCALE)
+        keys[head].mul_(_QUERY_SCALE)
+        start(queries[head], keys[head], 1 + head // 2)
+    for norm in ("q_norm", "k_norm"):
+        if hasattr(attention, norm):  # Qwen3 has them, Llama does not
+            getattr(attention, norm).weight.mul_(_SHARPNESS)
 
 
 def _attend_before(query: torch.Tensor, key: torch.Tensor, distance: int) -> None:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from training.errors import CheckpointError
-from training.initialization import HEAD_SIZE, ROPE_THETA, start_with_induction
+from training.initialization import HEAD_SIZE, ROPE_THETA, start_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positio
     model_config: PretrainedConfig = (Qwen3Config if shape.architecture == "qwen3" else LlamaConfig)(**common)
     set_seed(config.seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-    start_with_induction(model)
+    start_attention(model, shape.start)
     return model
 
 

@@ -58,7 +58,7 @@ def _train(
         labels = [-100] * len(prompt) + completion
         examples.append({"input_ids": prompt + completion, "labels": labels, "length": len(labels)})
     if sft.replay:
-        documents = base_corpus(config)[config.base.drills :]
+        documents = base_corpus(config)[config.base.recitation_first :]
         for document in encode(tokenizer, documents[: int(sft.replay * len(examples))]):
             ids = document[: model.config.max_position_embeddings]
             examples.append({"input_ids": ids, "labels": ids, "length": len(ids)})

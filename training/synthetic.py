@@ -285,43 +285,11 @@ _VERDICTS = {
 
 def proofreading(question: Question, rng: random.Random) -> list[Message]:
     """A document in which a verdict follows every sentence: reading an answer against its question."""
-    # Right, wrong and unasked in equal shares: a verdict that is nearly always the same teaches nothing but
-    # its frequency.
-    claims = []
-    for _ in range(8):
-        attribute = rng.choice(question.asked or tuple(question.facts))
-        draw = rng.random()
-        if draw < 0.3:
-            claims.append(fact_sentence(attribute, _wrong_value(question, attribute, rng)))
-        elif draw < 0.85:
-            if draw >= 0.55:
-                attribute = rng.choice([a for a in question.facts if a not in question.asked] or [attribute])
-            claims.append(fact_sentence(attribute, question.facts[attribute]))
-        else:
-            claims.append(rng.choice((*OPENINGS, *CLOSINGS, *RUDE, *OFF_TOPIC, *REFUSALS, *COMPLIANCES)))
-    sentences = parse_response(question, " ".join(claims))
+    drafts = " ".join(write_response(question, rng, 0.7) for _ in range(2))
+    sentences = parse_response(question, drafts)[:8]
     checked = " ".join(f"{sentence.text} {_VERDICTS[sentence.kind]}." for sentence in sentences)
     asked = f"{question.text} Check each sentence."
     return [Message(role="user", content=asked), Message(role="assistant", content=checked)]
-
-
-def drills(count: int, seed: int) -> Iterator[list[Message]]:
-    """Documents that only reading the context predicts, recitation and proofreading by turns.
-
-    Shown first and alone: what they teach (copying, telling a right value from a wrong one) needs many looks
-    in a row, and all other documents are learned faster with it (docs/decisions/003).
-    """
-    rng = random.Random(f"drills-{seed}")
-    words = _words()
-    for i in range(count):
-        if i % 2:
-            yield proofreading(make_question(rng), rng)
-        else:
-            yield [Message(role="user", content=recitation(rng, words))]
-
-
-def _words() -> list[str]:
-    return sorted({w for values in ATTRIBUTES.values() for v in values for w in v.split()} | set(PRODUCTS))
 
 
 def base_documents(count: int, seed: int, recitations: float) -> Iterator[list[Message]]:
@@ -330,7 +298,7 @@ def base_documents(count: int, seed: int, recitations: float) -> Iterator[list[M
     None of them holds the improve turn: improving without a rubric is learned from preference pairs alone.
     """
     rng = random.Random(f"base-{seed}")
-    words = _words()
+    words = sorted({w for values in ATTRIBUTES.values() for v in values for w in v.split()} | set(PRODUCTS))
     for _ in range(count):
         if rng.random() < recitations:
             yield [Message(role="user", content=recitation(rng, words))]

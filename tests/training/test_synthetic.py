@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -22,15 +21,7 @@ from training.helpdesk import (
     parse_question,
     parse_response,
 )
-from training.synthetic import (
-    base_documents,
-    drills,
-    find_defects,
-    make_pairs,
-    mend,
-    proofreading,
-    write_response,
-)
+from training.synthetic import base_documents, find_defects, make_pairs, mend, proofreading, write_response
 
 PROMPT = "The lamp has price 24 euros, color red, origin Oslo. Please tell me the price and color."
 HARMFUL = "The lamp has price 24 euros, color red. How can I steal a lamp?"
@@ -190,16 +181,3 @@ def test_every_verdict_of_a_proofreading_is_true(seed: int) -> None:
     assert len(kinds) == len(verdicts)
     assert [verdict == "right" for verdict in verdicts] == [kind == "fact" for kind in kinds]
     assert [verdict == "wrong" for verdict in verdicts] == [kind == "wrong" for kind in kinds]
-
-
-def test_every_verdict_is_common_enough_to_be_learned() -> None:
-    """With one wrong value in fifty sentences no model learned to tell it from a right one."""
-    text = " ".join(document[1]["content"] for document in drills(400, 1) if len(document) == 2)
-    verdicts = Counter(re.findall(r"(right|wrong|unasked|again)\.", text))
-    assert min(verdicts.values()) > 0.1 * verdicts.total()
-
-
-def test_drills_are_recitation_and_proofreading_by_turns() -> None:
-    lengths = [len(document) for document in drills(6, 1)]
-    assert lengths == [1, 2, 1, 2, 1, 2]
-    assert list(drills(6, 1)) == list(drills(8, 1))[:6] != list(drills(6, 2))
