@@ -15,7 +15,7 @@ from app.errors import CheckpointError
 
 MANIFEST = "pit.json"
 FORMAT = 1
-Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward"]
+Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward", "reader"]
 Flag = Literal["policy", "improver", "gap_reward"]
 ROLES_FOR: dict[Flag, tuple[Role, ...]] = {
     "policy": ("policy", "policy+improver"),
@@ -95,13 +95,15 @@ class Manifest(ManifestPart):
     base: str | None = None
     anchor: str | None = None
     files: dict[str, str] = Field(min_length=1)
-    golden: list[dict[str, Any]] = Field(min_length=1)
+    golden: list[dict[str, Any]]
     version: str | None = None
     created: str | None = None
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> Self:
-        if self.role != "reward" and not self.improve_turn:
+        if not self.golden and self.role != "reader":
+            raise ValueError("golden is empty; a server needs samples to check its computation with")
+        if self.role not in ("reward", "reader") and not self.improve_turn:
             raise ValueError(f"improve_turn is missing; the role {self.role} needs it")
         if self.role == "gap_reward" and self.gap is None:
             raise ValueError("gap is missing; a gap_reward needs its centering and calibration")

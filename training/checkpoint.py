@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "pit.json"
-Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward"]
+Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward", "reader"]
 _HASHED = (
     ".safetensors", ".bin", "config.json", "tokenizer.json", "tokenizer_config.json", ".jinja", "vocab.json",
     "merges.txt",
@@ -139,7 +139,7 @@ def publish(
     manifest = {
         "format": FORMAT,
         "role": role,
-        "improve_turn": config.improve_turn if role != "reward" else None,
+        "improve_turn": config.improve_turn if role not in ("reward", "reader") else None,
         "context_length": _context_length(model, config),
         "length_budget": config.length.model_dump(),
         "gap": None,

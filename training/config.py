@@ -127,16 +127,28 @@ class RewardConfig(_Frozen):
     optimizer: OptimizerConfig
 
 
+class ReaderConfig(_Frozen):
+    """A model that learns to read before the reward models start from it (reader.py; help desk only).
+
+    It has the shape of `base.model`, and `base`'s tokenizer.
+    """
+
+    exercises: int = Field(ge=10)
+    optimizer: OptimizerConfig
+
+
 class GapRewardConfig(_Frozen):
     """The gap reward; `loss: single` is the ablation with only the wl > lw term.
 
-    `start` is the checkpoint that its weights start from.
+    `start` is the checkpoint that its weights start from; `contrast` adds that share of pairs of a response
+    and a damaged one (contrast.py), for data of mended texts.
     """
 
     optimizer: OptimizerConfig
     start: Literal["improver_sft", "reward"] = "improver_sft"
     loss: Literal["five_terms", "single"] = "five_terms"
     centering: Literal["self", "antisymmetric"] = "antisymmetric"
+    contrast: float = Field(default=0.0, ge=0, le=2)
     ensemble: int = Field(default=1, ge=1, le=8)
 
 
@@ -188,6 +200,7 @@ class RunConfig(_Frozen):
     base: BaseConfig
     sft_policy: SftConfig
     sft_improver: SftConfig
+    reader: ReaderConfig | None = None
     reward: RewardConfig | None = None
     gap_reward: GapRewardConfig
     rl_policy: RlConfig | None = None
@@ -201,6 +214,10 @@ class RunConfig(_Frozen):
             raise ValueError(
                 "reward and rl_policy belong together: the policy is trained on the pointwise reward"
             )
+        if self.reader is not None and (self.reward is None or self.data.format != "helpdesk"):
+            raise ValueError("reader is for data.format 'helpdesk' alone, and a reward must start from it")
+        if self.reader is not None and self.base.path is not None:
+            raise ValueError("reader is for a base model from scratch; an existing model can read already")
         if self.gap_reward.start == "reward" and self.reward is None:
             raise ValueError("gap_reward.start is 'reward', but there is no reward section")
         if self.rl_policy is not None and len(self.rl_policy.steps) != 1:
@@ -226,10 +243,11 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "base": (),
     "policy_sft": ("sft_policy",),
     "improver_sft": ("sft_improver",),
-    "reward": ("sft_policy", "reward"),
-    "gap_reward": ("sft_policy", "sft_improver", "reward", "gap_reward"),
-    "policy": ("sft_policy", "reward", "rl_policy"),
-    "improver": ("sft_policy", "sft_improver", "reward", "gap_reward", "rl_policy", "rl_improver"),
+    "reader": ("reader",),
+    "reward": ("sft_policy", "reader", "reward"),
+    "gap_reward": ("sft_policy", "sft_improver", "reader", "reward", "gap_reward"),
+    "policy": ("sft_policy", "reader", "reward", "rl_policy"),
+    "improver": ("sft_policy", "sft_improver", "reader", "reward", "gap_reward", "rl_policy", "rl_improver"),
 }
 
 

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from training.chat import encode, gap_messages
 from training.checkpoint import Provenance, content_hash, publish, score_golden
+from training.contrast import contrast_pairs
 from training.lengths import golden_pairs, reward_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import load_reward_model, load_tokenizer
@@ -107,6 +108,7 @@ def train_gap_reward(worker: Worker) -> None:
     source = config.output / gap.start
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed + member)
     pairs = reward_pairs(worker, tokenizer, gap.optimizer)
+    pairs += contrast_pairs(pairs, int(gap.contrast * len(pairs)), config.seed + member)
     columns: dict[str, Any] = {}
     for name in ORDER:
         texts = [

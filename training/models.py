@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
@@ -31,7 +32,31 @@ if TYPE_CHECKING:
 
 
 def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
-    """A freshly initialized model, seeded."""
+    """A freshly initialized language model, seeded."""
+    model_config = _scratch_config(config, tokenizer, positions)
+    set_seed(config.seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+    start_attention(model, config.base.model.start)
+    return model
+
+
+def scratch_token_classifier(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int, labels: Sequence[str]
+) -> PreTrainedModel:
+    """A freshly initialized model that labels tokens; its attention starts with induction. Seeded."""
+    model_config = _scratch_config(config, tokenizer, positions)
+    model_config.id2label = dict(enumerate(labels))
+    model_config.label2id = {label: i for i, label in enumerate(labels)}
+    model_config.classifier_dropout = 0.0
+    set_seed(config.seed)
+    model: PreTrainedModel = AutoModelForTokenClassification.from_config(model_config, dtype=torch.float32)
+    start_attention(model, "induction")
+    return model
+
+
+def _scratch_config(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int
+) -> PretrainedConfig:
     shape = config.base.model
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -48,11 +73,9 @@ def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positio
         "pad_token_id": tokenizer.pad_token_id,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
     }
-    model_config: PretrainedConfig = (Qwen3Config if shape.architecture == "qwen3" else LlamaConfig)(**common)
-    set_seed(config.seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-    start_attention(model, shape.start)
-    return model
+    architecture = Qwen3Config if shape.architecture == "qwen3" else LlamaConfig
+    found: PretrainedConfig = architecture(**common)
+    return found
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -76,9 +99,10 @@ def load_causal_lm(source: str | Path) -> PreTrainedModel:
 
 
 def load_reward_model(source: str | Path, seed: int) -> PreTrainedModel:
-    """A one-label sequence classifier; from a causal LM, its head is new and seeded."""
+    """A one-label sequence classifier; from any other kind of model, its head is new and seeded."""
     set_seed(seed)
-    model = _load(AutoModelForSequenceClassification, source, num_labels=1)
+    # The head of a token classifier (the reader) has the same name and another shape.
+    model = _load(AutoModelForSequenceClassification, source, num_labels=1, ignore_mismatched_sizes=True)
     model.config.get_text_config().pad_token_id = load_tokenizer(source).pad_token_id
     return model
 

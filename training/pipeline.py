@@ -45,6 +45,8 @@ def stages(config: RunConfig) -> list[Stage]:
         found.append(Stage("base", "training.base:train_base", "base model from scratch"))
     found.append(Stage("policy_sft", "training.sft:train_policy", "policy: supervised fine-tuning"))
     found.append(Stage("improver_sft", "training.sft:train_improver", "improver: supervised fine-tuning"))
+    if config.reader is not None:
+        found.append(Stage("reader", "training.reader:train_reader", "reader: reading exercises"))
     if config.reward is not None:
         found.append(Stage("reward", "training.reward:train_reward", "pointwise reward"))
     for name in gap_reward_names(config):
@@ -161,8 +163,8 @@ def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
 
 def _check_batches(config: RunConfig) -> None:
     """Say before training that a batch does not divide between the processes, not hours into it."""
-    sections = ("base", "sft_policy", "sft_improver", "reward", "gap_reward", "rl_policy", "rl_improver")
-    for name in sections:
+    rewards = ("reader", "reward", "gap_reward")
+    for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver"):
         section = getattr(config, name)
         optimizer = getattr(section, "optimizer", None)
         if isinstance(section, RlConfig):

@@ -1,6 +1,7 @@
 """The pointwise reward r(x, y): L = −log σ( r(x,y_w) − r(x,y_l) ), TRL's RewardTrainer (METHOD §2).
 
-In the pipeline it is what the policy's RL maximizes. It starts from the policy's SFT checkpoint.
+In the pipeline it is what the policy's RL maximizes. It starts from the reader where the run has one, else
+from the policy's SFT checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def train_reward(worker: Worker) -> None:
     """Train and publish `reward`."""
     config = worker.config
     assert config.reward is not None
-    source = config.output / "policy_sft"
+    source = config.output / ("policy_sft" if config.reader is None else "reader")
     tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed)
     pairs = reward_pairs(worker, tokenizer, config.reward.optimizer)
     chosen = encode(tokenizer, [reward_messages(pair.prompt, pair.chosen) for pair in pairs])

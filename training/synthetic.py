@@ -51,8 +51,6 @@ _RUBRIC_COVERS: dict[str, tuple[str, ...]] = {
 # How good the feedback in the base corpus is: a true defect is noticed, and a noticed one mended, this often.
 # Self-Refine then really improves (no aimless revisions), without being handed the gold scorer as a teacher.
 NOTICED, MENDED = 0.8, 0.8
-# The share of the base documents, recitation aside, that are proofreading.
-PROOFREADING = 0.3
 
 
 def _wrong_value(question: Question, attribute: str, rng: random.Random) -> str:
@@ -276,24 +274,53 @@ def recitation(rng: random.Random, words: list[str]) -> str:
     return "The lamp has " + ". It has ".join(parts) + "."
 
 
-_VERDICTS = {
-    "fact": "right", "wrong": "wrong", "unasked": "unasked", "repeated": "again", "opening": "fine",
-    "closing": "fine", "rude": "rude", "off_topic": "idle", "unsafe": "bad", "refusal": "fine",
-    "junk": "unclear",
-}  # fmt: skip
+# How a fact stands to what was said before it, by the kind of its sentence.
+_VERDICTS = {"fact": "right", "wrong": "wrong", "unasked": "unasked", "repeated": "again"}
 
 
-def proofreading(question: Question, rng: random.Random) -> list[Message]:
-    """A document in which a verdict follows every sentence: reading an answer against its question."""
-    drafts = " ".join(write_response(question, rng, 0.7) for _ in range(2))
-    sentences = parse_response(question, drafts)[:8]
-    checked = " ".join(f"{sentence.text} {_VERDICTS[sentence.kind]}." for sentence in sentences)
-    asked = f"{question.text} Check each sentence."
-    return [Message(role="user", content=asked), Message(role="assistant", content=checked)]
+def reading_exercise(rng: random.Random) -> tuple[Question, str, list[tuple[int, str]]]:
+    """A question, a response, and verdicts (end of what is judged, in characters; one of `reader.VERDICTS`).
+
+    Each fact is judged where it ends: does the context say so, was it asked for, was it said before; and at
+    the response's end, whether all that was asked for was said. How good any of it is, no verdict says.
+    """
+    question = make_question(rng, 0.05)
+    response = write_response(question, rng, 0.9 * rng.random() if rng.random() < 0.7 else 0.0)
+    texts = [sentence.text for sentence in parse_response(question, response)]
+    draw = rng.random()
+    if draw < 0.75:
+        texts = [_exchanged(question, text, rng) for text in texts]
+    elif draw < 0.9 and len(texts) > 1:
+        texts.pop(rng.randrange(len(texts)))
+    response = " ".join(texts)
+    verdicts: list[tuple[int, str]] = []
+    end = 0
+    sentences = parse_response(question, response)
+    for sentence in sentences:
+        end = response.index(sentence.text, end) + len(sentence.text)
+        if sentence.attribute and sentence.kind in _VERDICTS:
+            verdicts.append((end, _VERDICTS[sentence.kind]))
+    stated = {sentence.attribute for sentence in sentences if sentence.kind == "fact"}
+    if question.asked:
+        verdicts.append((len(response) + 1, "complete" if stated.issuperset(question.asked) else "missing"))
+    return question, response, verdicts
+
+
+def _exchanged(question: Question, text: str, rng: random.Random) -> str:
+    """A fact as it stands, with another value, or exchanged for one that was not asked for."""
+    fact = FACT.match(text)
+    unasked = [a for a in question.facts if a not in question.asked]
+    draw = rng.random()
+    if fact is None or fact[1] not in question.facts or draw >= 0.4:
+        return text
+    if draw < 0.25 or not unasked:
+        return fact_sentence(fact[1], _wrong_value(question, fact[1], rng))
+    attribute = rng.choice(unasked)
+    return fact_sentence(attribute, question.facts[attribute])
 
 
 def base_documents(count: int, seed: int, recitations: float) -> Iterator[list[Message]]:
-    """Conversations for the base model: recitation, proofreading, answers with feedback and rewriting.
+    """Conversations for the base model: recitation, answers with feedback and rewriting.
 
     None of them holds the improve turn: improving without a rubric is learned from preference pairs alone.
     """
@@ -304,9 +331,6 @@ def base_documents(count: int, seed: int, recitations: float) -> Iterator[list[M
             yield [Message(role="user", content=recitation(rng, words))]
             continue
         question = make_question(rng)
-        if rng.random() < PROOFREADING:
-            yield proofreading(question, rng)
-            continue
         draft = write_response(question, rng, _carelessness(rng))
         for _ in range(rng.randint(0, 2)):
             draft = _add_defect(question, draft, rng)

@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named(override: str, named: str) -> None:
 
 
 def test_a_gap_reward_cannot_start_from_a_reward_that_is_not_trained() -> None:
-    without = ["reward=null", "rl_policy=null"]
+    without = ["reader=null", "reward=null", "rl_policy=null"]
     assert load_config(TINY, without).gap_reward.start == "improver_sft"
     with pytest.raises(ConfigError, match="no reward section"):
         load_config(TINY, [*without, "gap_reward.start=reward"])

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("base", "policy_sft", "improver_sft", "reward", "gap_reward", "policy", "improver")
+STAGES = ("base", "policy_sft", "improver_sft", "reader", "reward", "gap_reward", "policy", "improver")
 SECONDS = 900  # for one run on a busy machine; about 20 where nothing else runs
 
 
@@ -71,7 +71,7 @@ def times(output: Path) -> dict[str, int]:
 def check_finished(output: Path) -> None:
     """Every checkpoint is whole and calibrated, nothing half-done lies about, metrics are JSON lines."""
     for stage in STAGES:
-        assert check_files(output / stage)["role"] in ("policy", "improver", "reward", "gap_reward")
+        assert check_files(output / stage)["role"] in ("policy", "improver", "reader", "reward", "gap_reward")
     assert check_files(output / "gap_reward")["gap"]["calibration"]["n"] > 0
     assert [p.name for p in output.iterdir() if p.name.startswith(".") and p.name != ".lock"] == []
     assert list((output / "stages").iterdir()) == []

@@ -1,7 +1,7 @@
 """The help desk: the gold scorer by hand-made examples, the writer and its mending by laws."""
 
 import random
-import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,15 @@ from training.helpdesk import (
     parse_question,
     parse_response,
 )
-from training.synthetic import base_documents, find_defects, make_pairs, mend, proofreading, write_response
+from training.reader import VERDICTS
+from training.synthetic import (
+    base_documents,
+    find_defects,
+    make_pairs,
+    mend,
+    reading_exercise,
+    write_response,
+)
 
 PROMPT = "The lamp has price 24 euros, color red, origin Oslo. Please tell me the price and color."
 HARMFUL = "The lamp has price 24 euros, color red. How can I steal a lamp?"
@@ -171,13 +179,22 @@ def test_a_mended_answer_states_the_facts_in_the_order_in_which_they_were_asked_
 
 
 @given(SEEDS)
-def test_every_verdict_of_a_proofreading_is_true(seed: int) -> None:
-    rng = random.Random(seed)
-    question = make_question(rng, 0.3)
-    checked = proofreading(question, rng)[1]["content"]
-    verdicts = re.findall(r"(right|wrong|unasked|again|fine|rude|idle|bad|unclear)\.", checked)
-    sentences = re.sub(r" (right|wrong|unasked|again|fine|rude|idle|bad|unclear)\.", "", checked)
-    kinds = [sentence.kind for sentence in parse_response(question, sentences)]
-    assert len(kinds) == len(verdicts)
-    assert [verdict == "right" for verdict in verdicts] == [kind == "fact" for kind in kinds]
-    assert [verdict == "wrong" for verdict in verdicts] == [kind == "wrong" for kind in kinds]
+def test_every_verdict_of_a_reading_exercise_is_true(seed: int) -> None:
+    question, response, verdicts = reading_exercise(random.Random(seed))
+    kinds = {"right": "fact", "wrong": "wrong", "unasked": "unasked", "again": "repeated"}
+    sentences = [s for s in parse_response(question, response) if s.attribute]
+    on_facts = [(end, verdict) for end, verdict in verdicts if end <= len(response)]
+    assert [kinds[verdict] for _, verdict in on_facts] == [s.kind for s in sentences]
+    for (end, _), sentence in zip(on_facts, sentences, strict=True):
+        assert response[:end].endswith(sentence.text)
+    on_all = [verdict for end, verdict in verdicts if end > len(response)]
+    missing = any(kind == "missing" for kind, _ in find_defects(question, response))
+    assert on_all == ([] if question.harmful else ["missing" if missing else "complete"])
+
+
+def test_reading_exercises_hold_every_verdict_often() -> None:
+    """A verdict that is rare is not learned in 6,400 exercises."""
+    rng = random.Random(5)
+    found = Counter(verdict for _ in range(500) for _, verdict in reading_exercise(rng)[2])
+    assert set(found) == set(VERDICTS)
+    assert min(found.values()) > 50, found

@@ -1,0 +1,103 @@
+"""The reader: a small model that has learned to read a response against its prompt (token classification).
+
+A pretrained model knows whether a text says what another says; a reward model that starts from it has only
+to learn what people prefer. A model from scratch must learn both from preference pairs, and at this size
+never finds out that a value differs from the prompt's. So the demo's reward models start from this one. Its
+exercises say what holds (stated so, asked for, said before, all said), never what is better: that comes from
+the pairs alone. In the pipeline it stands before the pointwise reward. Beyond the paper.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
+
+from training.chat import encode_completion
+from training.checkpoint import Provenance, publish
+from training.data import Message
+from training.errors import TrainingError
+from training.models import load_tokenizer, scratch_token_classifier
+from training.optim import make_optimizer
+from training.paths import base_source
+from training.synthetic import reading_exercise
+from training.trainers import Reporter, common_arguments, train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from training.runtime import Worker
+
+VERDICTS = ("right", "wrong", "unasked", "again", "complete", "missing")
+
+
+def train_reader(worker: Worker) -> None:
+    """Train and publish `reader`."""
+    config = worker.config
+    assert config.reader is not None
+    tokenizer = load_tokenizer(base_source(config))
+    model = scratch_token_classifier(config, tokenizer, tokenizer.model_max_length, VERDICTS)
+    rng = random.Random(f"reader-{config.seed}")
+    rows = []
+    for _ in range(config.reader.exercises):
+        question, response, verdicts = reading_exercise(rng)
+        prompt = [Message(role="user", content=question.text)]
+        rows.append(labelled(tokenizer, prompt, response, verdicts))
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            **{
+                **common_arguments(worker, config.reader.optimizer, len(rows)),
+                "train_sampling_strategy": "group_by_length",
+            },
+            length_column_name="length",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=_Collator(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[Reporter(worker)],
+        optimizers=(make_optimizer(model, config.reader.optimizer), None),
+    )
+    train(trainer, worker)
+    if worker.main:
+        data = {"name": config.name, "seed": config.seed, "exercises": len(rows)}
+        provenance = Provenance(None, None, data, {})
+        publish(config.output / "reader", model, tokenizer, config, "reader", [], provenance)
+
+
+def labelled(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[Message],
+    response: str,
+    verdicts: Sequence[tuple[int, str]],
+) -> dict[str, Any]:
+    """`input_ids` and `labels` of one exercise: the verdict at the last token of what it judges, else -100.
+
+    A verdict on the whole response stands at the last token of all, where a reward model has its score.
+
+    Raises:
+        TrainingError: a verdict does not stand at the end of a token.
+    """
+    before, completion = encode_completion(tokenizer, prompt, response)
+    offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = {end: len(before) + i for i, (_, end) in enumerate(offsets)}
+    ends[len(response) + 1] = len(before) + len(completion) - 1
+    labels = [-100] * (len(before) + len(completion))
+    for end, verdict in verdicts:
+        if end not in ends:
+            raise TrainingError(f"reader: no token of {response!r} ends at character {end}")
+        labels[ends[end]] = VERDICTS.index(verdict)
+    return {"input_ids": before + completion, "labels": labels, "length": len(labels)}
+
+
+class _Collator(DataCollatorForTokenClassification):  # type: ignore[misc]
+    """Without the column that only the sampler reads."""
+
+    def torch_call(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [{name: row[name] for name in ("input_ids", "labels")} for row in features]
+        batch: dict[str, Any] = super().torch_call(rows)
+        return batch
