@@ -43,7 +43,7 @@ def test_a_line_that_is_not_json_is_named(
 ) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join([*map(chat_line, range(40)), '{"prompt": ', chat_line(41)]))
-    arguments = ["data.format=chat_pairs", f"data.path={path}", f"output={tmp_path / 'run'}"]
+    arguments = ["reader=null", "data.format=chat_pairs", f"data.path={path}", f"output={tmp_path / 'run'}"]
     assert pit_train(monkeypatch, "run", str(TINY), *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path}, line 41: not JSON")
@@ -54,7 +54,7 @@ def test_a_line_that_is_not_json_is_named(
     ("overrides", "message"),
     [
         (
-            ["data.format=chat_pairs", "data.path=none.jsonl"],
+            ["reader=null", "data.format=chat_pairs", "data.path=none.jsonl"],
             "error: none.jsonl: no such file. Set the data path",
         ),
         (["data.pears=3"], "data.pears"),
@@ -112,7 +112,12 @@ def hh_file(path: Path) -> Path:
     return path
 
 
-HH = ["data.format=hh_rlhf", "data.heldout=15", "length={prompt: 100, reference: 40, response: 40}"]
+HH = [
+    "reader=null",
+    "data.format=hh_rlhf",
+    "data.heldout=15",
+    "length={prompt: 100, reference: 40, response: 40}",
+]
 
 
 def test_hh_rlhf_is_read_reported_and_kept_to_the_length_budget(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_examples_of_a_file_gather_the_rewrites_of_one_draft(tmp_path: Path) -> 
     write_pairs(path, [*pairs, pair_of("again", "draft 11", "another human")])
     config = config_of(
         tmp_path,
+        "reader=null",
         "data.format=chat_pairs",
         f"data.path={path}",
         f"data.heldout_path={path}",
@@ -96,7 +97,7 @@ def test_examples_of_a_file_gather_the_rewrites_of_one_draft(tmp_path: Path) -> 
 
 
 def test_without_prepared_data_the_error_says_what_writes_it(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "data.format=chat_pairs", "data.path=x.jsonl")
+    config = config_of(tmp_path, "reader=null", "data.format=chat_pairs", "data.path=x.jsonl")
     with pytest.raises(DataError, match="pit-train run"):
         examples(config, 5, 1)
 
@@ -324,6 +325,7 @@ def test_drafts_that_people_rewrote(tmp_path: Path) -> None:
     write_pairs(path, pairs)
     config = config_of(
         tmp_path,
+        "reader=null",
         "data.format=chat_pairs",
         f"data.path={path}",
         f"data.heldout_path={path}",
@@ -363,7 +365,7 @@ def test_the_toxicity_judge_never_sees_what_it_judges(
     write_pairs(tmp_path / "train.jsonl", [*training, *heldout])
     write_pairs(tmp_path / "dev.jsonl", heldout)
     config = config_of(
-        tmp_path, "data.format=chat_pairs", f"data.path={tmp_path / 'train.jsonl'}",
+        tmp_path, "reader=null", "data.format=chat_pairs", f"data.path={tmp_path / 'train.jsonl'}",
         f"data.heldout_path={tmp_path / 'dev.jsonl'}", "data.heldout=10", "evaluation.judge=edit+toxicity",
     )  # fmt: skip
     improver = FakeEngine(context_length=2048, script=lambda chat: chat[1]["content"].replace("damn", "dear"))
@@ -378,7 +380,7 @@ def test_the_toxicity_judge_never_sees_what_it_judges(
 
 
 def test_a_judge_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "data.format=hh_rlhf", "data.path=x")
+    config = config_of(tmp_path, "reader=null", "data.format=hh_rlhf", "data.path=x")
     with pytest.raises(ConfigError, match="--judge edit"):
         run(config, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match="helpdesk"):
