@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
 
-from training.chat import encode_completion
+from training.chat import encode_completion, improver_messages
 from training.checkpoint import Provenance, publish
 from training.data import Message
 from training.errors import TrainingError
+from training.helpdesk import make_question
 from training.models import load_tokenizer, scratch_token_classifier
 from training.optim import make_optimizer
 from training.paths import base_source
@@ -44,9 +45,11 @@ def train_reader(worker: Worker) -> None:
     rng = random.Random(f"reader-{config.seed}")
     rows = []
     for _ in range(config.reader.exercises):
-        question, response, verdicts = reading_exercise(rng)
+        question = make_question(rng, 0.05)
+        # As the pointwise reward will read, and as the gap reward will.
+        exercises = [reading_exercise(question, rng) for _ in range(rng.choice((1, 2)))]
         prompt = [Message(role="user", content=question.text)]
-        rows.append(labelled(tokenizer, prompt, response, verdicts))
+        rows.append(labelled(tokenizer, prompt, exercises, config.improve_turn))
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -72,26 +75,33 @@ def train_reader(worker: Worker) -> None:
 def labelled(
     tokenizer: PreTrainedTokenizerBase,
     prompt: list[Message],
-    response: str,
-    verdicts: Sequence[tuple[int, str]],
+    exercises: Sequence[tuple[str, Sequence[tuple[int, str]]]],
+    improve_turn: str,
 ) -> dict[str, Any]:
-    """`input_ids` and `labels` of one exercise: the verdict at the last token of what it judges, else -100.
+    """`input_ids` and `labels` of a conversation: the verdict at the last token of what it judges, else -100.
 
-    A verdict on the whole response stands at the last token of all, where a reward model has its score.
+    `exercises` are one or two responses with their verdicts; two stand as baseline and candidate do. A verdict
+    on a whole response stands at its last token, where a reward model has its score.
 
     Raises:
         TrainingError: a verdict does not stand at the end of a token.
     """
-    before, completion = encode_completion(tokenizer, prompt, response)
-    offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    ends = {end: len(before) + i for i, (_, end) in enumerate(offsets)}
-    ends[len(response) + 1] = len(before) + len(completion) - 1
-    labels = [-100] * (len(before) + len(completion))
-    for end, verdict in verdicts:
-        if end not in ends:
-            raise TrainingError(f"reader: no token of {response!r} ends at character {end}")
-        labels[ends[end]] = VERDICTS.index(verdict)
-    return {"input_ids": before + completion, "labels": labels, "length": len(labels)}
+    ids: list[int] = []
+    labels: list[int] = []
+    messages = prompt
+    for response, verdicts in exercises:
+        before, completion = encode_completion(tokenizer, messages, response)
+        offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        ends = {end: len(before) + i for i, (_, end) in enumerate(offsets)}
+        ids = before + completion
+        ends[len(response) + 1] = len(ids) - 1
+        labels += [-100] * (len(ids) - len(labels))
+        for end, verdict in verdicts:
+            if end not in ends:
+                raise TrainingError(f"reader: no token of {response!r} ends at character {end}")
+            labels[ends[end]] = VERDICTS.index(verdict)
+        messages = improver_messages(prompt, response, improve_turn)
+    return {"input_ids": ids, "labels": labels, "length": len(labels)}
 
 
 class _Collator(DataCollatorForTokenClassification):  # type: ignore[misc]

@@ -278,13 +278,12 @@ def recitation(rng: random.Random, words: list[str]) -> str:
 _VERDICTS = {"fact": "right", "wrong": "wrong", "unasked": "unasked", "repeated": "again"}
 
 
-def reading_exercise(rng: random.Random) -> tuple[Question, str, list[tuple[int, str]]]:
-    """A question, a response, and verdicts (end of what is judged, in characters; one of `reader.VERDICTS`).
+def reading_exercise(question: Question, rng: random.Random) -> tuple[str, list[tuple[int, str]]]:
+    """A response and verdicts on it (end of what is judged, in characters; one of `reader.VERDICTS`).
 
     Each fact is judged where it ends: does the context say so, was it asked for, was it said before; and at
     the response's end, whether all that was asked for was said. How good any of it is, no verdict says.
     """
-    question = make_question(rng, 0.05)
     response = write_response(question, rng, 0.9 * rng.random() if rng.random() < 0.7 else 0.0)
     texts = [sentence.text for sentence in parse_response(question, response)]
     draw = rng.random()
@@ -303,7 +302,7 @@ def reading_exercise(rng: random.Random) -> tuple[Question, str, list[tuple[int,
     stated = {sentence.attribute for sentence in sentences if sentence.kind == "fact"}
     if question.asked:
         verdicts.append((len(response) + 1, "complete" if stated.issuperset(question.asked) else "missing"))
-    return question, response, verdicts
+    return response, verdicts
 
 
 def _exchanged(question: Question, text: str, rng: random.Random) -> str:

@@ -6,32 +6,41 @@ from pathlib import Path
 import pytest
 
 from tests.training.helpers import alone, tiny_config, tiny_tokenizer
+from training.chat import encode, gap_messages, reward_messages
 from training.data import Message
 from training.errors import TrainingError
+from training.helpdesk import make_question
 from training.reader import VERDICTS, labelled, train_reader
 from training.synthetic import reading_exercise
 
 
 def test_a_verdict_stands_at_the_last_token_of_what_it_judges(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer(tiny_config(tmp_path))
+    config = tiny_config(tmp_path)
+    tokenizer = tiny_tokenizer(config)
     rng = random.Random(2)
-    for _ in range(50):
-        question, response, verdicts = reading_exercise(rng)
-        row = labelled(tokenizer, [Message(role="user", content=question.text)], response, verdicts)
+    for count in (1, 2) * 20:
+        question = make_question(rng)
+        prompt = [Message(role="user", content=question.text)]
+        exercises = [reading_exercise(question, rng) for _ in range(count)]
+        row = labelled(tokenizer, prompt, exercises, config.improve_turn)
         ids, labels = row["input_ids"], row["labels"]
+        responses = [response for response, _ in exercises]
+        read = gap_messages(prompt, responses[-1], responses[0], config.improve_turn)
+        assert ids == encode(tokenizer, [read if count == 2 else reward_messages(prompt, responses[0])])[0]
         places = [i for i, label in enumerate(labels) if label >= 0]
-        assert [VERDICTS[labels[i]] for i in places] == [verdict for _, verdict in verdicts]
-        for place, (end, _) in zip(places, verdicts, strict=True):
-            if end <= len(response):
-                assert tokenizer.decode(ids[: place + 1]).endswith(response[:end])
-            else:
-                assert place == len(ids) - 1, "where the reward models have their score"
+        wanted = [(response, *verdict) for response, verdicts in exercises for verdict in verdicts]
+        assert [VERDICTS[labels[i]] for i in places] == [verdict for _, _, verdict in wanted]
+        for place, (response, end, _) in zip(places, wanted, strict=True):
+            judged = response[:end] if end <= len(response) else f"{response}{tokenizer.eos_token}"
+            assert tokenizer.decode(ids[: place + 1]).endswith(judged)
 
 
 def test_a_verdict_inside_a_token_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(tiny_config(tmp_path))
     with pytest.raises(TrainingError, match=r"no token of .* ends at character 999"):
-        labelled(tokenizer, [Message(role="user", content="What?")], "It has color red.", [(999, "right")])
+        labelled(
+            tokenizer, [Message(role="user", content="What?")], [("It has color red.", [(999, "right")])], "-"
+        )
 
 
 @pytest.mark.slow
