@@ -78,10 +78,10 @@ def labelled(
     exercises: Sequence[tuple[str, Sequence[tuple[int, str]]]],
     improve_turn: str,
 ) -> dict[str, Any]:
-    """`input_ids` and `labels` of a conversation: the verdict at the last token of what it judges, else -100.
+    """`input_ids` and `labels` of a conversation: verdicts at the last token of what they judge, else -100.
 
-    `exercises` are one or two responses with their verdicts; two stand as baseline and candidate do. A verdict
-    on a whole response stands at its last token, where a reward model has its score.
+    `exercises` are one or two responses with their verdicts; two stand as baseline and candidate do. A
+    verdict on a whole response stands at its last token, where a reward model has its score.
 
     Raises:
         TrainingError: a verdict does not stand at the end of a token.
