@@ -1,7 +1,7 @@
 """Calibrates the gap reward: P(candidate is better) = σ(a·g + b), and measures its error (METHOD §2).
 
-In the pipeline it stands last: the pairs to calibrate on must look like what the server will judge. Half of
-the held-out pairs fits a and b, the other half measures the error that the manifest states.
+In the pipeline it stands between the gap reward and RL, which an unfit one does not start (diagnostics.py).
+Half of the held-out pairs fits a and b, the other half measures the error that the manifest states.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.checkpoint import update_manifest
+from training.diagnostics import fitness, require_fit
 from training.gap_reward import gap_scores
 from training.lengths import fitting_pairs
 from training.models import load_reward_model, load_tokenizer
@@ -48,13 +49,26 @@ def centred_gaps(
 
     self: r_gap(x, new, old) − r_gap(x, old, old); antisymmetric: ½ (r_gap(x, new, old) − r_gap(x, old, new)).
     """
-    forward = gap_scores(models, tokenizer, rows, improve_turn)
-    if centering == "self":
-        other, factor = [(x, old, old) for x, _, old in rows], 1.0
-    else:
-        other, factor = [(x, old, new) for x, new, old in rows], 0.5
-    backward = gap_scores(models, tokenizer, other, improve_turn)
+    other = _identical(rows) if centering == "self" else _turned(rows)
+    forward, backward = (gap_scores(models, tokenizer, each, improve_turn) for each in (rows, other))
+    return _centred(forward, backward, centering)
+
+
+def _centred(
+    forward: Sequence[float], backward: Sequence[float], centering: Literal["self", "antisymmetric"]
+) -> list[float]:
+    factor = 1.0 if centering == "self" else 0.5
     return [factor * (f - r) for f, r in zip(forward, backward, strict=True)]
+
+
+def _turned(rows: Sequence[tuple[Sequence[Message], str, str]]) -> list[tuple[Sequence[Message], str, str]]:
+    return [(x, old, new) for x, new, old in rows]
+
+
+def _identical(
+    rows: Sequence[tuple[Sequence[Message], str, str]],
+) -> list[tuple[Sequence[Message], str, str]]:
+    return [(x, old, old) for x, _, old in rows]
 
 
 def fit(gaps: Sequence[float], better: Sequence[bool]) -> tuple[float, float]:
@@ -98,7 +112,11 @@ def sigmoid(x: float) -> float:
 
 
 def calibrate(worker: Worker) -> dict[str, Any]:
-    """Fit on held-out pairs, write `gap` into the manifest of every gap reward; return the figures."""
+    """Fit on held-out pairs, write `gap` into the manifest of every gap reward; return the figures.
+
+    Raises:
+        UnfitReward: one of them is not fit for RL, and `gap_reward.require_fit` is on.
+    """
     config = worker.config
     if not worker.main:
         return {}
@@ -111,15 +129,23 @@ def calibrate(worker: Worker) -> dict[str, Any]:
     for name in names:
         directory = config.output / name
         tokenizer, model = load_tokenizer(directory), load_reward_model(directory, config.seed)
-        gaps = centred_gaps([model], tokenizer, rows, config.improve_turn, config.gap_reward.centering)
+        forward, backward, identical = (
+            gap_scores([model], tokenizer, each, config.improve_turn)
+            for each in (rows, _turned(rows), _identical(rows))
+        )
+        centering = config.gap_reward.centering
+        gaps = _centred(forward, identical if centering == "self" else backward, centering)
         worker.report(Progress(len(rows), len(rows)))
         a, b = fit(gaps[:half], better[:half])
         probabilities = [sigmoid(a * g + b) for g in gaps[half:]]
         ece = expected_calibration_error(probabilities, better[half:])
-        accuracy = sum((g > 0) == y for g, y in zip(gaps, better, strict=True)) / len(gaps)
-        result = {"a": a, "b": b, "ece": ece, "n": len(rows) - half, "accuracy": accuracy}
+        found = fitness(forward, backward, identical, better, order_bias=abs(sigmoid(b) - 0.5), ece=ece)
+        append_metrics(worker, {"checkpoint": name, "fitness": found.as_dict()})
+        if config.gap_reward.require_fit:
+            require_fit(found, name)
+        result = {"a": a, "b": b, "ece": ece, "n": len(rows) - half, "accuracy": found.accuracy}
         record = {key: round(result[key], 6) for key in ("a", "b", "ece")} | {"n": result["n"]}
-        update_manifest(directory, {"gap": {"centering": config.gap_reward.centering, "calibration": record}})
+        update_manifest(directory, {"gap": {"centering": centering, "calibration": record}})
         append_metrics(worker, {"checkpoint": name, **result})
     return result
 

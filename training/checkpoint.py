@@ -164,7 +164,7 @@ def publish(
 
 
 def update_manifest(directory: Path, changes: Mapping[str, Any]) -> None:
-    """Replace fields of a published manifest (calibration comes after training), atomically."""
+    """Replace fields of a published manifest (calibration comes after it), atomically."""
     manifest = {**read_manifest(directory), **changes}
     temporary = directory / f".{MANIFEST}.{os.getpid()}"
     _write_json(temporary, manifest)

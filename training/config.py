@@ -141,7 +141,8 @@ class GapRewardConfig(_Frozen):
     """The gap reward; `loss: single` is the ablation with only the wl > lw term.
 
     `start` is the checkpoint that its weights start from; `contrast` adds that share of pairs of a response
-    and a damaged one (contrast.py), for data of mended texts.
+    and a damaged one (contrast.py), for data of mended texts. Without `require_fit`, RL follows a gap reward
+    that failed the check before it (diagnostics.py).
     """
 
     optimizer: OptimizerConfig
@@ -149,6 +150,7 @@ class GapRewardConfig(_Frozen):
     loss: Literal["five_terms", "single"] = "five_terms"
     centering: Literal["self", "antisymmetric"] = "antisymmetric"
     contrast: float = Field(default=0.0, ge=0, le=2)
+    require_fit: bool = True
     ensemble: int = Field(default=1, ge=1, le=8)
 
 

@@ -4,6 +4,7 @@ TrainingError
 ├── ConfigError      a value of the configuration; names the key
 ├── DataError        a data file; names the file, the line and what to do
 ├── CheckpointError  a checkpoint directory that is missing, incomplete or of another format
+├── UnfitReward      a gap reward that RL must not follow; names each figure out of bounds
 └── Diverged         a run that left the range in which its result means anything
 
 A message says what is wrong, with which value, and what to do about it.
@@ -38,6 +39,10 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, incomplete, or does not match its manifest."""
+
+
+class UnfitReward(TrainingError):
+    """A gap reward failed the check before RL."""
 
 
 class Diverged(TrainingError):

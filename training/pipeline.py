@@ -83,15 +83,17 @@ def _run(config: RunConfig, console: Console, finished: set[str], started: float
         console.print(prepare_data(config))
     seconds: dict[str, float] = {}
     retraining = False
+    calibration: dict[str, Any] = {}
     with _bar(console) as bar:
         for stage in stages(config):
+            if stage.name == "policy":
+                calibration = _calibrate(config, bar)
             if not retraining and stage.name in finished:
                 shutil.rmtree(_stage_directory(config, stage), ignore_errors=True)
                 bar.console.print(f"[dim]{stage.name}: finished before[/dim]")
                 continue
             retraining = retrain
             seconds[stage.name] = _run_with_bar(config, stage, bar)
-        calibration = _calibrate(config, bar)
     console.print(summary(config, seconds, calibration))
     console.print(f"[bold]{config.output}[/bold]: done in {_clock(time.monotonic() - started)}")
 
