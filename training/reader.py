@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from training.runtime import Worker
 
-VERDICTS = ("right", "wrong", "unasked", "again", "complete", "missing")
+VERDICTS = ("right", "wrong", "unasked", "again", "complete", "one missing", "more missing")
 
 
 def train_reader(worker: Worker) -> None:
@@ -44,23 +44,24 @@ def train_reader(worker: Worker) -> None:
     model = scratch_token_classifier(config, tokenizer, tokenizer.model_max_length, VERDICTS)
     rng = random.Random(f"reader-{config.seed}")
     rows = []
-    for _ in range(config.reader.exercises):
+    for i in range(config.reader.exercises):
         question = make_question(rng, 0.05)
-        # As the pointwise reward will read, and as the gap reward will.
-        exercises = [reading_exercise(question, rng) for _ in range(rng.choice((1, 2)))]
+        # As the pointwise reward will read, and as the gap reward will, by turns: a batch pads less.
+        count = 1 + i // config.reader.optimizer.batch % 2
+        exercises = [reading_exercise(question, rng) for _ in range(count)]
         prompt = [Message(role="user", content=question.text)]
         rows.append(labelled(tokenizer, prompt, exercises, config.improve_turn))
     trainer = Trainer(
         model=model,
+        # In order: sorted by length, the exercises are learned much later (docs/decisions/003, 004).
         args=TrainingArguments(
             **{
                 **common_arguments(worker, config.reader.optimizer, len(rows)),
-                "train_sampling_strategy": "group_by_length",
+                "train_sampling_strategy": "sequential",
             },
-            length_column_name="length",
         ),
         train_dataset=Dataset.from_list(rows),
-        data_collator=_Collator(tokenizer),
+        data_collator=DataCollatorForTokenClassification(tokenizer),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
         optimizers=(make_optimizer(model, config.reader.optimizer), None),
@@ -101,13 +102,4 @@ def labelled(
                 raise TrainingError(f"reader: no token of {response!r} ends at character {end}")
             labels[ends[end]] = VERDICTS.index(verdict)
         messages = improver_messages(prompt, response, improve_turn)
-    return {"input_ids": ids, "labels": labels, "length": len(labels)}
-
-
-class _Collator(DataCollatorForTokenClassification):  # type: ignore[misc]
-    """Without the column that only the sampler reads."""
-
-    def torch_call(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [{name: row[name] for name in ("input_ids", "labels")} for row in features]
-        batch: dict[str, Any] = super().torch_call(rows)
-        return batch
+    return {"input_ids": ids, "labels": labels}

@@ -291,6 +291,9 @@ def reading_exercise(question: Question, rng: random.Random) -> tuple[str, list[
         texts = [_exchanged(question, text, rng) for text in texts]
     elif draw < 0.9 and len(texts) > 1:
         texts.pop(rng.randrange(len(texts)))
+    facts = [text for text in texts if FACT.match(text)]
+    if facts and rng.random() < 0.25:
+        texts.insert(rng.randint(0, len(texts)), rng.choice(facts))
     response = " ".join(texts)
     verdicts: list[tuple[int, str]] = []
     end = 0
@@ -300,8 +303,9 @@ def reading_exercise(question: Question, rng: random.Random) -> tuple[str, list[
         if sentence.attribute and sentence.kind in _VERDICTS:
             verdicts.append((end, _VERDICTS[sentence.kind]))
     stated = {sentence.attribute for sentence in sentences if sentence.kind == "fact"}
+    missing = len(set(question.asked) - stated)
     if question.asked:
-        verdicts.append((len(response) + 1, "complete" if stated.issuperset(question.asked) else "missing"))
+        verdicts.append((len(response) + 1, ("complete", "one missing", "more missing")[min(missing, 2)]))
     return response, verdicts
 
 
