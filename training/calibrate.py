@@ -129,17 +129,21 @@ def calibrate(worker: Worker) -> dict[str, Any]:
     for name in names:
         directory = config.output / name
         tokenizer, model = load_tokenizer(directory), load_reward_model(directory, config.seed)
-        forward, backward, identical = (
-            gap_scores([model], tokenizer, each, config.improve_turn)
-            for each in (rows, _turned(rows), _identical(rows))
-        )
         centering = config.gap_reward.centering
-        gaps = _centred(forward, identical if centering == "self" else backward, centering)
+        # The check needs few scores of equal texts; centering by them needs all.
+        few = rows if centering == "self" else rows[:500]
+        forward, backward, same_new, same_old = (
+            gap_scores([model], tokenizer, each, config.improve_turn)
+            for each in (rows, _turned(rows), _identical(_turned(few)), _identical(few))
+        )
+        gaps = _centred(forward, same_old if centering == "self" else backward, centering)
         worker.report(Progress(len(rows), len(rows)))
         a, b = fit(gaps[:half], better[:half])
         probabilities = [sigmoid(a * g + b) for g in gaps[half:]]
         ece = expected_calibration_error(probabilities, better[half:])
-        found = fitness(forward, backward, identical, better, order_bias=abs(sigmoid(b) - 0.5), ece=ece)
+        found = fitness(
+            forward, backward, (same_new, same_old), better, order_bias=abs(sigmoid(b) - 0.5), ece=ece
+        )
         append_metrics(worker, {"checkpoint": name, "fitness": found.as_dict()})
         if config.gap_reward.require_fit:
             require_fit(found, name)
