@@ -78,15 +78,36 @@ def evaluate(
 
 @data_app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file of preference pairs, plain or .gz.")],
-    format: Annotated[str, typer.Option(help="chat_pairs or hh_rlhf.")] = "chat_pairs",
+    path: Annotated[
+        Path, typer.Argument(help="JSON lines, a JSON array, Parquet, or a directory that `datasets` saved.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="chat_pairs, hh_rlhf, preference (TRL's types), summaries, fg_rlhf or defacto; "
+            "auto goes by the first row."
+        ),
+    ] = "auto",
+    others: Annotated[
+        list[Path] | None, typer.Option("--against", help="Files that should share no prompt with it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
 ) -> None:
     """Read a file of preference pairs and report what it holds and what is left out."""
-    from training.data import load_pairs
+    from training.data import load_pairs, shared_prompts
+    from training.formats import recognise
 
-    report = load_pairs(format, path).report  # type: ignore[arg-type]
-    print(json.dumps(report.as_dict(), indent=1) if as_json else report.text())
+    loaded = load_pairs(recognise(path) if format == "auto" else format, path)  # type: ignore[arg-type]
+    shared = {}
+    for other in others or []:
+        found = load_pairs(recognise(other) if format == "auto" else format, other)  # type: ignore[arg-type]
+        shared[str(other)] = shared_prompts(loaded.pairs, found.pairs)
+    if as_json:
+        print(json.dumps(loaded.report.as_dict() | {"shared_prompts": shared}, indent=1))
+        return
+    print(loaded.report.text())
+    for name, count in shared.items():
+        print(f"  {count} of its prompts stand in {name} too")
 
 
 @data_app.command()

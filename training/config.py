@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import ConfigError
+from training.formats import Format
 
 
 class _Frozen(BaseModel):
@@ -25,7 +26,7 @@ class _Frozen(BaseModel):
 class DataConfig(_Frozen):
     """Where the preference pairs come from. `helpdesk` is written by synthetic.py and needs no file."""
 
-    format: Literal["helpdesk", "chat_pairs", "hh_rlhf"]
+    format: Literal["helpdesk"] | Format
     path: Path | None = None
     heldout_path: Path | None = None
     limit: int | None = Field(default=None, ge=10)

@@ -1,7 +1,7 @@
 """Preference pairs: reading them, saying what was left out, and splitting them between the stages.
 
 In the pipeline this stands first: every later stage reads `PreferencePair`s. The file formats are in
-formats.py.
+formats/.
 
 Beyond the paper, which says only that the data is split in three: what cannot be a preference (an empty or
 identical response, a repeated pair, two different prompts) is left out and reported line by line; a line that
@@ -66,6 +66,8 @@ class LoadReport:
     duplicates: tuple[Place, ...] = ()
     differing_prompts: tuple[Place, ...] = ()
     unasked: tuple[Place, ...] = ()
+    undecided: tuple[Place, ...] = ()
+    words: dict[str, dict[str, int]] = field(default_factory=dict)
     ties: tuple[Place, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class LoadReport:
         record: dict[str, Any] = {
             name: getattr(self, name) for name in ("path", "format", "sha256", "read", "kept", "prompts")
         }
+        record["words"] = self.words
         for name in _KINDS:
             places: tuple[Place, ...] = getattr(self, name)
             record[name] = {
@@ -87,6 +90,9 @@ class LoadReport:
         lines = [
             f"{self.path} ({self.format}): {self.read} pairs read, {self.kept} kept, {self.prompts} prompts"
         ]
+        if self.words and self.kept:
+            lengths = (f"{name} {w['median']}, {w['p95']}, {w['max']}" for name, w in self.words.items())
+            lines.append(f"  words (median, 95%, most): {'; '.join(lengths)}")
         for name, meaning in _KINDS.items():
             places: tuple[Place, ...] = getattr(self, name)
             if places:
@@ -102,6 +108,7 @@ _KINDS = {
     "duplicates": "left out, the same pair stood before",
     "differing_prompts": "left out, the two conversations have different prompts",
     "unasked": "left out, the last message of the prompt is not the user's",
+    "undecided": "left out, people preferred neither",
     "ties": "kept, the same two responses are also preferred the other way round",
 }
 
@@ -115,7 +122,7 @@ class LoadResult:
 
 
 def load_pairs(format: Format, path: str | Path, limit: int | None = None) -> LoadResult:
-    """Read a file (plain or .gz) of preference pairs; with `limit`, stop after so many usable ones.
+    """Read a file of preference pairs; with `limit`, stop after so many usable ones.
 
     Raises `ConfigError` for an unknown format or a limit below 1, and `DataError` (path, line, what to do)
     for a file that cannot be read, a line that is not of the format, or a file without a usable pair.
@@ -190,6 +197,11 @@ def split_by_prompt(
     return parts
 
 
+def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> int:
+    """How many prompts stand in both: what is trained on must not be judged on."""
+    return len({json.dumps(p.prompt) for p in pairs} & {json.dumps(p.prompt) for p in others})
+
+
 @dataclass
 class _Sorter:
     """Takes parsed lines one by one and tells the usable pairs from the others."""
@@ -219,6 +231,8 @@ class _Sorter:
         self.pairs.append(PreferencePair(place.id, record.prompts[0], *responses, source, record.references))
 
     def _exclusion(self, record: Record, key: tuple[str, str, str]) -> str | None:
+        if record.undecided:
+            return "undecided"
         if len(set(map(json.dumps, record.prompts))) > 1:
             return "differing_prompts"
         if record.prompts[0][-1]["role"] != "user":
@@ -230,17 +244,39 @@ class _Sorter:
         return "duplicates" if key in self.seen else None
 
     def report(self, format: str) -> LoadReport:
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return LoadReport(
             path=str(self.path),
             format=format,
-            sha256=f"sha256:{digest}",
+            sha256=_hash(self.path),
+            words={
+                "prompt": _words(" ".join(m["content"] for m in pair.prompt) for pair in self.pairs),
+                "chosen": _words(pair.chosen for pair in self.pairs),
+                "rejected": _words(pair.rejected for pair in self.pairs),
+            },
             read=self.read,
             kept=len(self.pairs),
             prompts=len(self.prompts),
             **{name: tuple(places) for name, places in self.places.items()},
         )
+
+
+def _hash(path: Path) -> str:
+    """Of a file, or of the names and contents of a directory's files."""
+    if path.is_dir():
+        names = sorted(p for p in path.rglob("*") if p.is_file())
+        content = "".join(f"{p.relative_to(path)} {_hash(p)}\n" for p in names)
+        return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _words(texts: Iterable[str]) -> dict[str, int]:
+    """Median, 95th percentile and maximum of the number of words."""
+    counts = sorted(len(text.split()) for text in texts)
+    if not counts:
+        return {}
+    last = len(counts) - 1
+    return {"median": counts[last // 2], "p95": counts[round(0.95 * last)], "max": counts[-1]}
 
 
 def _split_key(pair: PreferencePair, split_key: SplitKey) -> str:

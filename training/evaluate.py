@@ -106,7 +106,7 @@ def evaluate(config: RunConfig, options: Options, console: Console) -> Path:
 def _default_judge(config: RunConfig) -> JudgeName:
     if config.data.format == "helpdesk":
         return "gold"
-    if config.data.format == "chat_pairs":
+    if config.data.format in ("chat_pairs", "defacto"):
         return "edit"
     raise ConfigError(
         f"data of format {config.data.format!r} has no judge. Give --judge edit where y_w is a rewrite of y_l"

@@ -171,7 +171,7 @@ def test_a_bad_line_is_an_error_with_path_line_and_advice(file: Path, line: obje
 def test_a_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file\. Set the data path"):
         load_pairs("chat_pairs", tmp_path / "gone.jsonl")
-    with pytest.raises(DataError, match="a directory, not a file"):
+    with pytest.raises(DataError, match="a directory that `datasets` did not save"):
         load_pairs("chat_pairs", tmp_path)
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress(json.dumps(record()).encode())[:-9])
