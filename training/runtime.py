@@ -108,6 +108,7 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
 def _listen(pipes: dict[Connection, BaseProcess], log: Path, on_progress: Callable[[Progress], None]) -> Any:
     result: Any = None
     open_pipes = list(pipes)
+    rank_0 = open_pipes[0]
     while open_pipes:
         for pipe in wait(open_pipes):
             assert isinstance(pipe, Connection)
@@ -127,8 +128,8 @@ def _listen(pipes: dict[Connection, BaseProcess], log: Path, on_progress: Callab
                 on_progress(message)
             elif isinstance(message, TrainingError):
                 raise message
-            else:
-                result = message[0]
+            elif pipe is rank_0:
+                result = message
     return result
 
 
@@ -152,7 +153,7 @@ def _work(
             _join_workers()
         run = getattr(importlib.import_module(module), name)
         result = run(Worker(config, stage, rank, size, pipe if rank == 0 else None))
-        pipe.send((result,))
+        pipe.send(result)
     except TrainingError as error:
         pipe.send(error)
     except BaseException:
