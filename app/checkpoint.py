@@ -79,6 +79,9 @@ class Calibration(ManifestPart):
 
 
 class Gap(ManifestPart):
+    """`reads: candidate` is a reward that reads the candidate alone, its gap a difference of two scores."""
+
+    reads: Literal["pair", "candidate"] = "pair"
     centering: Literal["self", "antisymmetric"]
     calibration: Calibration
 

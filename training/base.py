@@ -7,20 +7,17 @@ faster. Beyond the paper, which starts from PaLM 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from training.chat import encode
-from training.checkpoint import Provenance, generation_golden, publish
 from training.corpus import base_corpus, tokenizer_texts
-from training.lengths import golden_pairs
-from training.models import recommend_sampling, scratch_model
+from training.models import scratch_model
 from training.optim import make_optimizer
+from training.release import release_lm
 from training.runtime import Worker
 from training.tokenizer import train_tokenizer
-from training.trainers import Reporter, append_metrics, common_arguments, train
+from training.trainers import Reporter, append_metrics, common_arguments, train, trained
 
 
 def train_base(worker: Worker) -> None:
@@ -54,9 +51,4 @@ def train_base(worker: Worker) -> None:
         optimizers=(make_optimizer(model, config.base.optimizer), None),
     )
     train(trainer, worker)
-    if worker.main:
-        recommend_sampling(model, tokenizer, config.sampling.policy_temperature, length.response)
-        golden = generation_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), None)
-        data: dict[str, Any] = {"name": config.name, "seed": config.seed, "documents": len(documents)}
-        provenance = Provenance(None, None, data, {})
-        publish(config.output / "base", model, tokenizer, config, "policy", golden, provenance)
+    release_lm(worker, trained(trainer), tokenizer, "policy", None)

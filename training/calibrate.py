@@ -15,7 +15,7 @@ from training.checkpoint import update_manifest
 from training.diagnostics import fitness, require_fit
 from training.gap_reward import gap_scores
 from training.lengths import fitting_pairs
-from training.models import load_reward_model, load_tokenizer
+from training.models import load_reading_tokenizer, load_reward_model
 from training.paths import gap_reward_names
 from training.runtime import Progress, Worker
 from training.trainers import append_metrics
@@ -122,18 +122,19 @@ def calibrate(worker: Worker) -> dict[str, Any]:
         return {}
     names = gap_reward_names(config)
     # The members of an ensemble share one tokenizer, so the first one's decides which pairs fit.
-    pairs = fitting_pairs(worker, load_tokenizer(config.output / names[0]), "heldout")
+    pairs = fitting_pairs(worker, load_reading_tokenizer(config.output / names[0]), "heldout")
     rows, better = _orders(pairs)
     half = len(rows) // 2
+    reads = "candidate" if config.gap_turn is None else "pair"
     result: dict[str, Any] = {}
     for name in names:
         directory = config.output / name
-        tokenizer, model = load_tokenizer(directory), load_reward_model(directory, config.seed)
+        tokenizer, model = load_reading_tokenizer(directory), load_reward_model(directory, config.seed)
         centering = config.gap_reward.centering
         # The check needs few scores of equal texts; centering by them needs all.
         few = rows if centering == "self" else rows[:500]
         forward, backward, same_new, same_old = (
-            gap_scores([model], tokenizer, each, config.improve_turn)
+            gap_scores([model], tokenizer, each, config.gap_turn)
             for each in (rows, _turned(rows), _identical(_turned(few)), _identical(few))
         )
         gaps = _centred(forward, same_old if centering == "self" else backward, centering)
@@ -149,7 +150,7 @@ def calibrate(worker: Worker) -> dict[str, Any]:
             require_fit(found, name)
         result = {"a": a, "b": b, "ece": ece, "n": len(rows) - half, "accuracy": found.accuracy}
         record = {key: round(result[key], 6) for key in ("a", "b", "ece")} | {"n": result["n"]}
-        update_manifest(directory, {"gap": {"centering": centering, "calibration": record}})
+        update_manifest(directory, {"gap": {"reads": reads, "centering": centering, "calibration": record}})
         append_metrics(worker, {"checkpoint": name, **result})
     return result
 

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 Conversation = list[Message]
 
+# For models that only read and come without a template of their own (encoders).
+PLAIN_TEMPLATE = (
+    "{{ cls_token }}{% for message in messages %}"
+    "{{ message['role'] }}: {{ message['content'] }}{{ sep_token }}"
+    "{% endfor %}"
+)
+
 
 def assistant(content: str) -> Message:
     return Message(role="assistant", content=content)
@@ -28,8 +35,15 @@ def improver_messages(prompt: Sequence[Message], reference: str, improve_turn: s
     return [*prompt, assistant(reference), Message(role="user", content=improve_turn)]
 
 
-def gap_messages(prompt: Sequence[Message], candidate: str, baseline: str, improve_turn: str) -> Conversation:
-    """r_gap(x, candidate, baseline): is the candidate, which stands last, better than the baseline?"""
+def gap_messages(
+    prompt: Sequence[Message], candidate: str, baseline: str, improve_turn: str | None
+) -> Conversation:
+    """r_gap(x, candidate, baseline): is the candidate, which stands last, better than the baseline?
+
+    Without an improve turn the candidate is read alone (the ablation with pointwise differences).
+    """
+    if improve_turn is None:
+        return reward_messages(prompt, candidate)
     return [*improver_messages(prompt, baseline, improve_turn), assistant(candidate)]
 
 

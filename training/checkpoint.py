@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from training.chat import encode, encode_completion, gap_messages, improver_messages, reward_messages
+from training.chat import encode, encode_completion, gap_messages, improver_messages
 from training.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -128,14 +128,20 @@ def publish(
     role: Role,
     golden: Sequence[Mapping[str, Any]],
     provenance: Provenance,
+    adapter: Path | None = None,
 ) -> None:
-    """Write model, tokenizer and manifest to `directory`, atomically."""
+    """Write model, tokenizer and manifest to `directory`, atomically.
+
+    `adapter`, where that directory exists, goes along as `adapter/`: the model without its base.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     for left_over in directory.parent.glob(f".{directory.name}.*"):
         shutil.rmtree(left_over, ignore_errors=True)  # of a run that was killed right here
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    if adapter is not None and adapter.is_dir():
+        shutil.copytree(adapter, temporary / adapter.name)
     manifest = {
         "format": FORMAT,
         "role": role,
@@ -154,7 +160,7 @@ def publish(
         "version": _version(),
     }
     _write_json(temporary / MANIFEST, manifest)
-    for path in temporary.iterdir():
+    for path in (path for path in temporary.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if directory.exists():
@@ -205,15 +211,16 @@ def score_golden(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PreferencePair],
     improve_turn: str | None,
+    *,
+    with_baseline: bool,
 ) -> list[dict[str, Any]]:
-    """Golden samples of a pointwise reward (`improve_turn` None) or a gap reward: raw scores."""
+    """Golden samples of a pointwise reward or (`with_baseline`) a gap reward: raw scores."""
     samples: list[dict[str, Any]] = []
     for pair in pairs:
         sample: dict[str, Any] = {"messages": list(pair.prompt), "candidate": pair.chosen}
-        messages = reward_messages(pair.prompt, pair.chosen)
-        if improve_turn is not None:
+        if with_baseline:
             sample["baseline"] = pair.rejected
-            messages = gap_messages(pair.prompt, pair.chosen, pair.rejected, improve_turn)
+        messages = gap_messages(pair.prompt, pair.chosen, pair.rejected, improve_turn)
         input_ids = encode(tokenizer, [messages])[0]
         with torch.inference_mode():
             score = model(torch.tensor([input_ids], device=model.device)).logits[0, 0].item()

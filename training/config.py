@@ -98,6 +98,32 @@ class ScratchModel(_Frozen):
     start: Literal["copying", "induction"] = "copying"
 
 
+class AdapterConfig(_Frozen):
+    """LoRA (arXiv 2106.09685) on the base model in place of full fine-tuning.
+
+    Policy, improver and rewards are then adapters over one base. `quantize: nf4` holds the frozen base in
+    four bits while it trains (QLoRA, arXiv 2305.14314; needs bitsandbytes).
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    quantize: Literal["nf4"] | None = None
+
+
+class ModelConfig(_Frozen):
+    """How models are held while they train.
+
+    `dtype` is that of the weights and of the computation. `auto`: float32 on a CPU; on a GPU bfloat16 for the
+    computation and for frozen weights, float32 for weights that train (bfloat16 loses small updates).
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    adapter: AdapterConfig | None = None
+
+
 class BaseConfig(_Frozen):
     """The base model: a directory or hub name (`path`), or one trained here from scratch."""
 
@@ -118,10 +144,15 @@ class BaseConfig(_Frozen):
 
 
 class SftConfig(_Frozen):
-    """Supervised fine-tuning; `replay` adds that share of base documents (scratch models only)."""
+    """Supervised fine-tuning; `replay` adds that share of base documents (scratch models only).
+
+    `packing` fills rows up to the model's positions with whole examples that do not see each other, and
+    `optimizer.batch` then counts rows.
+    """
 
     optimizer: OptimizerConfig
     replay: float = Field(default=0.0, ge=0, le=1)
+    packing: bool = False
 
 
 class RewardConfig(_Frozen):
@@ -139,16 +170,19 @@ class ReaderConfig(_Frozen):
 
 
 class GapRewardConfig(_Frozen):
-    """The gap reward; `loss: single` is the ablation with only the wl > lw term.
+    """The gap reward, and its two ablations.
 
-    `start` is the checkpoint that its weights start from; `contrast` adds that share of pairs of a response
-    and a damaged one (contrast.py), for data of mended texts. Without `require_fit`, RL follows a gap reward
-    that failed the check before it (diagnostics.py).
+    `loss: single` keeps only the wl > lw term; `pointwise` reads the candidate alone, so that the centred gap
+    is a difference of pointwise rewards. `start` is the stage whose checkpoint its weights start from; or
+    `path` names another model for it (directory or hub name), a causal LM or an encoder. `contrast` adds that
+    share of pairs of a response and a damaged one (contrast.py), for data of mended texts. Without
+    `require_fit`, RL follows a gap reward that failed the check before it (diagnostics.py).
     """
 
     optimizer: OptimizerConfig
     start: Literal["improver_sft", "reward"] = "improver_sft"
-    loss: Literal["five_terms", "single"] = "five_terms"
+    path: str | None = None
+    loss: Literal["five_terms", "single", "pointwise"] = "five_terms"
     centering: Literal["self", "antisymmetric"] = "antisymmetric"
     contrast: float = Field(default=0.0, ge=0, le=2)
     require_fit: bool = True
@@ -197,6 +231,7 @@ class RunConfig(_Frozen):
     seed: int = 7
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     improve_turn: str = "Please improve your answer."
+    model: ModelConfig = ModelConfig()
     saves: int = Field(default=4, ge=1)
     data: DataConfig
     length: LengthBudget
@@ -223,11 +258,28 @@ class RunConfig(_Frozen):
             raise ValueError("reader is for a base model from scratch; an existing model can read already")
         if self.gap_reward.start == "reward" and self.reward is None:
             raise ValueError("gap_reward.start is 'reward', but there is no reward section")
+        if self.model.adapter is not None:
+            self._adapters_fit()
         if self.rl_policy is not None and len(self.rl_policy.steps) != 1:
             raise ValueError("rl_policy.steps takes one number")
         if len(self.rl_improver.steps) != 2:
             raise ValueError("rl_improver.steps takes two numbers: the steps of phase 0 and of phase 1")
         return self
+
+    def _adapters_fit(self) -> None:
+        if self.reader is not None:
+            raise ValueError("model.adapter: adapters share one base, and the reader would be another one")
+        for name in ("sft_policy", "sft_improver", "reward", "gap_reward"):
+            section = getattr(self, name)
+            if section is not None and section.optimizer.kind == "muon":
+                raise ValueError(
+                    f"model.adapter: {name}.optimizer.kind must be adamw; muon is for whole matrices"
+                )
+
+    @property
+    def gap_turn(self) -> str | None:
+        """The improve turn of the gap reward's input; None where it reads the candidate alone."""
+        return None if self.gap_reward.loss == "pointwise" else self.improve_turn
 
     @property
     def process_count(self) -> int:
@@ -240,7 +292,7 @@ class RunConfig(_Frozen):
         return "sha256:" + hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-_COMMON = ("name", "seed", "improve_turn", "data", "length", "base", "sampling")
+_COMMON = ("name", "seed", "improve_turn", "data", "length", "model", "base", "sampling")
 # A stage's own settings and those of the stages whose result it reads.
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "base": (),

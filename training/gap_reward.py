@@ -19,16 +19,16 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from training.chat import encode, gap_messages
-from training.checkpoint import Provenance, content_hash, publish, score_golden
 from training.contrast import contrast_pairs
-from training.lengths import golden_pairs, reward_pairs
+from training.lengths import reward_pairs
 from training.losses import gap_loss, pairwise_loss
-from training.models import load_reward_model, load_tokenizer
+from training.models import is_encoder, load_reading_tokenizer, reward_model_to_train
 from training.optim import make_optimizer
-from training.paths import data_record, gap_reward_names
-from training.prefix_tree import TreeScorer, collate, merge
+from training.paths import gap_reward_names
+from training.prefix_tree import RowScorer, TreeScorer, collate, merge, plain_module
+from training.release import release_reward_model
 from training.runtime import Worker
-from training.trainers import Reporter, common_arguments, train
+from training.trainers import Reporter, common_arguments, train, trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ ORDER = ("wl", "ww", "ll", "lw")  # candidate first, baseline second
 
 
 class GapTrainer(Trainer):  # type: ignore[misc]
-    """Its model is a `TreeScorer`; a batch holds the four sequences of each pair, in `ORDER`, as trees."""
+    """Its model is a scorer of prefix_tree.py; a batch holds the four sequences of each pair, in `ORDER`."""
 
     single_term = False
 
@@ -52,7 +52,7 @@ class GapTrainer(Trainer):  # type: ignore[misc]
         return (loss, scores) if return_outputs else loss
 
 
-class GapCollator:
+class TreeCollator:
     """Merges the four sequences of each pair, so that their shared prefixes are computed once."""
 
     def __init__(self, pad_token_id: int) -> None:
@@ -60,6 +60,14 @@ class GapCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         return collate([merge([row[name] for name in ORDER]) for row in rows], self.pad_token_id)
+
+
+class RowCollator(TreeCollator):
+    """Leaves them apart, for encoders."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        sequences = [row[name] for row in rows for name in ORDER]
+        return {**pad_right(sequences, self.pad_token_id), "sequences": len(ORDER)}
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
@@ -75,13 +83,14 @@ def score(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, batch: int = 64
 ) -> list[float]:
     """Raw logits of encoded conversations, in their order (batches are of similar length)."""
+    options = {} if is_encoder(model) else {"use_cache": False}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()
     for start in range(0, len(order), batch):
         indices = order[start : start + batch]
         inputs = pad_right([sequences[i] for i in indices], pad_token_id)
-        logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, use_cache=False).logits[:, 0]
+        logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, **options).logits[:, 0]
         for i, value in zip(indices, logits.float().tolist(), strict=True):
             scores[i] = value
     return scores
@@ -91,7 +100,7 @@ def gap_scores(
     models: Sequence[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[tuple[Sequence[Message], str, str]],
-    improve_turn: str,
+    improve_turn: str | None,
 ) -> list[float]:
     """Mean r_gap of the ensemble for rows (prompt, candidate, baseline)."""
     encoded = encode(
@@ -105,10 +114,12 @@ def train_gap_reward(worker: Worker) -> None:
     """Train and publish the gap reward that the stage is named after."""
     config, gap = worker.config, worker.config.gap_reward
     member = gap_reward_names(config).index(worker.stage)
-    source = config.output / gap.start
-    tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed + member)
+    seed = config.seed + member
+    source = gap.path or str(config.output / gap.start)
+    tokenizer, model = load_reading_tokenizer(source), reward_model_to_train(config, source, seed)
+    encoder = is_encoder(plain_module(model))
     pairs = reward_pairs(worker, tokenizer, gap.optimizer)
-    pairs += contrast_pairs(pairs, int(gap.contrast * len(pairs)), config.seed + member)
+    pairs += contrast_pairs(pairs, int(gap.contrast * len(pairs)), seed)
     columns: dict[str, Any] = {}
     for name in ORDER:
         texts = [
@@ -116,35 +127,28 @@ def train_gap_reward(worker: Worker) -> None:
                 pair.prompt,
                 pair.chosen if name[0] == "w" else pair.rejected,
                 pair.chosen if name[1] == "w" else pair.rejected,
-                config.improve_turn,
+                config.gap_turn,
             )
             for pair in pairs
         ]
         columns[name] = encode(tokenizer, texts)
-    trees = (merge(rows) for rows in zip(*(columns[name] for name in ORDER), strict=True))
-    columns["length"] = [len(tree.tokens) for tree in trees]
+    rows = zip(*(columns[name] for name in ORDER), strict=True)
+    columns["length"] = [max(map(len, row)) if encoder else len(merge(row).tokens) for row in rows]
     arguments = common_arguments(worker, gap.optimizer, len(pairs))
-    scorer = TreeScorer(model)
+    scorer = (RowScorer if encoder else TreeScorer)(model)
     trainer = GapTrainer(
         model=scorer,
         args=TrainingArguments(
-            **{**arguments, "seed": config.seed + member, "train_sampling_strategy": "group_by_length"},
+            **{**arguments, "seed": seed, "train_sampling_strategy": "group_by_length"},
             length_column_name="length",
         ),
         train_dataset=Dataset.from_dict(columns),
-        data_collator=GapCollator(tokenizer.pad_token_id),
+        data_collator=(RowCollator if encoder else TreeCollator)(tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
         optimizers=(make_optimizer(scorer, gap.optimizer), None),
     )
-    trainer.single_term = gap.loss == "single"
+    # With the candidate alone, wl = ww and ll = lw: the five terms would be three of the one, and constants.
+    trainer.single_term = gap.loss != "five_terms"
     train(trainer, worker)
-    if worker.main:
-        golden = score_golden(
-            model.eval(),
-            tokenizer,
-            golden_pairs(worker, tokenizer),
-            config.improve_turn,
-        )
-        provenance = Provenance(content_hash(source), None, data_record(config), {})
-        publish(config.output / worker.stage, model, tokenizer, config, "gap_reward", golden, provenance)
+    release_reward_model(worker, trained(trainer).classifier, tokenizer, "gap_reward", source, seed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,8 +23,11 @@ from transformers import (
     set_seed,
 )
 
+from training.adapters import adapt, quantization, save_and_merge
+from training.chat import PLAIN_TEMPLATE
 from training.errors import CheckpointError
 from training.initialization import HEAD_SIZE, ROPE_THETA, start_attention
+from training.paths import base_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,10 +84,7 @@ def _scratch_config(
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Raises `CheckpointError` when it cannot be loaded, has no chat template or no end token."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: no tokenizer could be loaded: {_first_line(error)}") from error
+    tokenizer: PreTrainedTokenizerBase = _tokenizer(source)
     if tokenizer.chat_template is None:
         raise CheckpointError(f"{source}: the tokenizer has no chat template; use an instruction-tuned model")
     if tokenizer.eos_token_id is None:
@@ -93,18 +94,88 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_reading_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that only reads (an encoder): without a chat template it gets a plain one.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has neither a chat template nor the tokens of the plain one.
+    """
+    tokenizer: PreTrainedTokenizerBase = _tokenizer(source)
+    if tokenizer.chat_template is None:
+        if tokenizer.cls_token is None or tokenizer.sep_token is None:
+            raise CheckpointError(f"{source}: the tokenizer has neither a chat template nor [CLS] and [SEP]")
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    return tokenizer
+
+
 def load_causal_lm(source: str | Path) -> PreTrainedModel:
     """A causal LM in float32 on a CPU and bfloat16 on a GPU; `CheckpointError` when it cannot be loaded."""
-    return _load(AutoModelForCausalLM, source)
+    return _load(AutoModelForCausalLM, source, _inference_dtype())
 
 
 def load_reward_model(source: str | Path, seed: int) -> PreTrainedModel:
     """A one-label sequence classifier; from any other kind of model, its head is new and seeded."""
-    set_seed(seed)
-    # The head of a token classifier (the reader) has the same name and another shape.
-    model = _load(AutoModelForSequenceClassification, source, num_labels=1, ignore_mismatched_sizes=True)
-    model.config.get_text_config().pad_token_id = load_tokenizer(source).pad_token_id
+    return _load_scorer(source, seed, _inference_dtype())
+
+
+def causal_lm_to_train(config: RunConfig, source: Path | str) -> Any:
+    """The causal LM of `source` (the base, or a stage's checkpoint), all of it or an adapter to train.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    adapter = config.model.adapter
+    if adapter is None:
+        return _load(AutoModelForCausalLM, source, training_dtype(config))
+    set_seed(config.seed)
+    base = _load(AutoModelForCausalLM, base_source(config), _frozen_dtype(config), **quantization(adapter))
+    return adapt(base, adapter, Path(source), scores=False)
+
+
+def reward_model_to_train(config: RunConfig, source: Path | str, seed: int) -> Any:
+    """A one-label sequence classifier that starts from `source`, all of it or an adapter to train.
+
+    `source` is the base, a stage's checkpoint, or another model altogether (`gap_reward.path`).
+    """
+    adapter = config.model.adapter
+    if adapter is None:
+        return _load_scorer(source, seed, training_dtype(config))
+    base = _load_scorer(_scorer_base(config, source), seed, _frozen_dtype(config), **quantization(adapter))
+    return adapt(base, adapter, Path(source), scores=True)
+
+
+def plain_causal_lm(config: RunConfig, model: Any, directory: Path) -> Any:
+    """What a stage trained, as an ordinary causal LM: without trainer's patches, its adapter merged.
+
+    The adapter alone, where there is one, is saved in `directory`.
+    """
+    if isinstance(model, PeftModel):
+        return save_and_merge(
+            model, directory, lambda: _load(AutoModelForCausalLM, base_source(config), _frozen_dtype(config))
+        )
+    plain: Any = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def plain_reward_model(config: RunConfig, model: Any, source: Path | str, seed: int, directory: Path) -> Any:
+    """The same for a reward model that started from `source` with `seed`."""
+    if isinstance(model, PeftModel):
+        base = _scorer_base(config, source)
+        return save_and_merge(model, directory, lambda: _load_scorer(base, seed, _frozen_dtype(config)))
     return model
+
+
+def training_dtype(config: RunConfig) -> torch.dtype:
+    """Of weights that train: bfloat16 only where the configuration says so, it loses small updates."""
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32
+
+
+def is_encoder(model: Any) -> bool:
+    """Whether a sequence classifier is an encoder: decoders score the last token with `score`."""
+    return not hasattr(model, "score")
 
 
 def recommend_sampling(
@@ -120,8 +191,42 @@ def recommend_sampling(
     )
 
 
-def _load(factory: Any, source: str | Path, **arguments: Any) -> PreTrainedModel:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def _tokenizer(source: str | Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: no tokenizer could be loaded: {_first_line(error)}") from error
+
+
+def _inference_dtype() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _frozen_dtype(config: RunConfig) -> torch.dtype:
+    return _inference_dtype() if config.model.dtype == "auto" else training_dtype(config)
+
+
+def _scorer_base(config: RunConfig, source: Path | str) -> str:
+    """What a reward model's adapter lies over: the base, or the model that `gap_reward.path` names."""
+    return str(source) if str(source) == config.gap_reward.path else base_source(config)
+
+
+def _load_scorer(source: str | Path, seed: int, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:
+    set_seed(seed)
+    # The head of a token classifier (the reader) has the same name and another shape.
+    model = _load(
+        AutoModelForSequenceClassification,
+        source,
+        dtype,
+        num_labels=1,
+        ignore_mismatched_sizes=True,
+        **arguments,
+    )
+    model.config.get_text_config().pad_token_id = load_reading_tokenizer(source).pad_token_id
+    return model
+
+
+def _load(factory: Any, source: str | Path, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:
     try:
         with _quiet_new_head():
             model: PreTrainedModel = factory.from_pretrained(str(source), dtype=dtype, **arguments)

@@ -58,6 +58,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     if config.kind == "muon":
         return MuonWithAdamW(model, config.learning_rate, config.weight_decay)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
     )

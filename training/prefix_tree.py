@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,12 @@ def collate(trees: Sequence[PrefixTree], pad_token_id: int) -> dict[str, Tensor]
 
 
 class TreeScorer(nn.Module):
-    """A sequence classifier (decoder) that reads prefix trees; `classifier` is the model to publish."""
+    """A sequence classifier (decoder) that reads prefix trees; `classifier` is the model to publish.
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
+    Saves only what trains: an adapter's base need not stand in every save.
+    """
+
+    def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
 
@@ -89,13 +89,41 @@ class TreeScorer(nn.Module):
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, ends: Tensor
     ) -> Tensor:
         """Raw logits, (batch, sequences)."""
-        model: Any = self.classifier
+        model = plain_module(self.classifier)
         hidden = model.base_model(
             input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
         last = hidden.gather(1, ends[..., None].expand(-1, -1, hidden.shape[-1]))
         scores: Tensor = model.score(last)[..., 0]
         return scores
+
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        return trainable_state(self, super().state_dict(*arguments, **options))
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        self.classifier.gradient_checkpointing_enable(**options)
+
+
+class RowScorer(TreeScorer):
+    """The same for an encoder, whose tokens see what comes after them: nothing can be shared."""
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, attention_mask: Tensor, sequences: int
+    ) -> Tensor:
+        """Raw logits, (batch, sequences), of rows (batch · sequences, T)."""
+        logits: Tensor = self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits.view(-1, sequences)
+
+
+def plain_module(model: Any) -> Any:
+    """The model that an adapter was put into: its own modules, with the adapter's layers among them."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trainable_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """What of a state dictionary trains; all of it where everything does."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

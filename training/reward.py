@@ -10,13 +10,12 @@ from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
 from training.chat import encode, reward_messages
-from training.checkpoint import Provenance, content_hash, publish, score_golden
-from training.lengths import golden_pairs, reward_pairs
-from training.models import load_reward_model, load_tokenizer
+from training.lengths import reward_pairs
+from training.models import load_tokenizer, reward_model_to_train
 from training.optim import make_optimizer
-from training.paths import data_record
+from training.release import release_reward_model
 from training.runtime import Worker
-from training.trainers import Reporter, common_arguments, train
+from training.trainers import Reporter, common_arguments, train, trained
 
 
 def train_reward(worker: Worker) -> None:
@@ -24,7 +23,7 @@ def train_reward(worker: Worker) -> None:
     config = worker.config
     assert config.reward is not None
     source = config.output / ("policy_sft" if config.reader is None else "reader")
-    tokenizer, model = load_tokenizer(source), load_reward_model(source, config.seed)
+    tokenizer, model = load_tokenizer(source), reward_model_to_train(config, source, config.seed)
     pairs = reward_pairs(worker, tokenizer, config.reward.optimizer)
     chosen = encode(tokenizer, [reward_messages(pair.prompt, pair.chosen) for pair in pairs])
     rejected = encode(tokenizer, [reward_messages(pair.prompt, pair.rejected) for pair in pairs])
@@ -45,7 +44,4 @@ def train_reward(worker: Worker) -> None:
         optimizers=(make_optimizer(model, config.reward.optimizer), None),
     )
     train(trainer, worker)
-    if worker.main:
-        golden = score_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), None)
-        provenance = Provenance(content_hash(source), None, data_record(config), {})
-        publish(config.output / "reward", model, tokenizer, config, "reward", golden, provenance)
+    release_reward_model(worker, trained(trainer), tokenizer, "reward", source, config.seed)

@@ -13,24 +13,33 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
 from training.chat import Conversation, encode, improver_messages
-from training.checkpoint import Provenance, Role, content_hash, generation_golden, publish
+from training.checkpoint import Role, content_hash
 from training.config import RlConfig
 from training.data import Message
 from training.errors import TrainingError
 from training.gap_reward import gap_scores, score
 from training.generate import sample_responses
-from training.lengths import fitting_pairs, golden_pairs
-from training.models import load_causal_lm, load_reward_model, load_tokenizer, recommend_sampling
+from training.lengths import fitting_pairs
+from training.models import (
+    causal_lm_to_train,
+    load_causal_lm,
+    load_reading_tokenizer,
+    load_reward_model,
+    load_tokenizer,
+    training_dtype,
+)
 from training.monitors import Monitor, repeated_ngrams
-from training.paths import data_record, gap_reward_names
+from training.paths import gap_reward_names
+from training.release import release_lm
 from training.runtime import Worker
-from training.trainers import Reporter, common_arguments, train
+from training.trainers import Reporter, common_arguments, train, trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,14 +77,14 @@ def train_improver(worker: Worker) -> None:
     """Train and publish `improver`."""
     config, rl = worker.config, worker.config.rl_improver
     names = gap_reward_names(config)
-    tokenizer = load_tokenizer(config.output / names[0])
+    tokenizer = load_reading_tokenizer(config.output / names[0])
     models = [load_reward_model(config.output / name, config.seed) for name in names]
 
     def rewards(
         questions: Sequence[Sequence[Message]], candidates: Sequence[str], references: Sequence[str]
     ) -> list[float]:
         rows = list(zip(questions, candidates, references, strict=True))
-        return gap_scores(models, tokenizer, rows, config.improve_turn)
+        return gap_scores(models, tokenizer, rows, config.gap_turn)
 
     pairs = fitting_pairs(worker, tokenizer, "rl")
     phase_0 = [(list(pair.prompt), y) for pair in pairs for y in (pair.rejected, pair.chosen)]
@@ -120,7 +129,7 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             f"{worker.stage}: prompts × samples = {batch} does not divide by {worker.size} processes"
         )
     trainer = RLOOTrainer(
-        model=str(anchor),  # the trainer loads its KL anchor from this same path
+        model=_model(worker, anchor),
         reward_funcs=_reward_function(worker, rl, scorer, tokenizer),
         args=RLOOConfig(
             **common_arguments(worker)
@@ -140,25 +149,22 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             shuffle_dataset=False,
             pad_to_multiple_of=None,
             disable_dropout=True,
+            model_init_kwargs={"dtype": str(training_dtype(config)).removeprefix("torch.")},
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[Reporter(worker, ("reward", "kl", "gold"))],
+        callbacks=[Reporter(worker, ("reward", "kl", "gold"), explodes=False)],
     )
     train(trainer, worker)
-    if worker.main:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        sampling = config.sampling
-        temperature = sampling.policy_temperature if role == "policy" else sampling.improver_temperature
-        recommend_sampling(model, tokenizer, temperature, config.length.response)
-        fresh = _plain_copy(model, anchor)
-        turn = config.improve_turn if role == "improver" else None
-        golden = generation_golden(fresh, tokenizer, golden_pairs(worker, tokenizer), turn)
-        base = content_hash(anchor)
-        publish(
-            config.output / role, fresh, tokenizer, config, role, golden,
-            Provenance(base, base, data_record(config), _last_figures(trainer)),
-        )  # fmt: skip
+    release_lm(
+        worker, trained(trainer), tokenizer, role, anchor,
+        anchor=content_hash(anchor), metrics=_last_figures(trainer),
+    )  # fmt: skip
+
+
+def _model(worker: Worker, anchor: Path) -> Any:
+    """A path: the trainer loads model and KL anchor from it. An adapter: it keeps a frozen copy as anchor."""
+    return str(anchor) if worker.config.model.adapter is None else causal_lm_to_train(worker.config, anchor)
 
 
 def _reward_function(
@@ -189,14 +195,6 @@ def _reward_function(
         ]
 
     return reward
-
-
-def _plain_copy(model: Any, anchor: Any) -> Any:
-    """The trained weights in a model without the trainer's patches."""
-    fresh = load_causal_lm(anchor)
-    fresh.load_state_dict(model.state_dict())
-    fresh.generation_config = model.generation_config
-    return fresh.eval()
 
 
 def _last_figures(trainer: Any) -> dict[str, float]:

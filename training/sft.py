@@ -9,23 +9,25 @@ and rewriting turns of the Self-Refine baseline.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
+from training.adapters import DIRECTORY
 from training.chat import Conversation, encode, encode_completion, improver_messages
-from training.checkpoint import Provenance, Role, content_hash, generation_golden, publish
+from training.checkpoint import Role
 from training.config import SftConfig
 from training.corpus import base_corpus
 from training.data import PreferencePair
-from training.lengths import check_room, fitting_pairs, golden_pairs
-from training.models import load_causal_lm, load_tokenizer, recommend_sampling
+from training.lengths import check_room, fitting_pairs
+from training.models import causal_lm_to_train, load_causal_lm, load_tokenizer
 from training.optim import make_optimizer
-from training.paths import base_source, data_record
+from training.paths import base_source
+from training.release import release_lm
 from training.runtime import Worker
-from training.trainers import Reporter, common_arguments, train
+from training.trainers import Reporter, common_arguments, train, trained
 
 
 def train_policy(worker: Worker) -> None:
@@ -50,51 +52,44 @@ def _train(
     """`question` gives what the model reads before y_w."""
     config = worker.config
     source = base_source(config)
-    tokenizer, model = load_tokenizer(source), load_causal_lm(source)
+    tokenizer, model = load_tokenizer(source), causal_lm_to_train(config, source)
     check_room(config, tokenizer, model)
+    positions = int(model.config.get_text_config().max_position_embeddings)
     examples = []
     for pair in fitting_pairs(worker, tokenizer, "sft"):
         prompt, completion = encode_completion(tokenizer, question(pair), pair.chosen)
-        labels = [-100] * len(prompt) + completion
-        examples.append({"input_ids": prompt + completion, "labels": labels, "length": len(labels)})
+        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
     if sft.replay:
         documents = base_corpus(config)[config.base.recitation_first :]
         for document in encode(tokenizer, documents[: int(sft.replay * len(examples))]):
-            ids = document[: model.config.max_position_embeddings]
-            examples.append({"input_ids": ids, "labels": ids, "length": len(ids)})
+            ids = document[:positions]
+            examples.append({"input_ids": ids, "labels": ids})
+    dataset = Dataset.from_list(examples)
+    arguments = common_arguments(worker, sft.optimizer, len(dataset))
+    if sft.packing:
+        # Best-fit decreasing: whole examples alone. Positions restart with each, and by them attention knows
+        # where one ends.
+        dataset = pack_dataset(dataset.shuffle(seed=config.seed), positions, "bfd")
+        arguments |= {"padding_free": True}
+    else:
+        dataset = dataset.add_column("length", [len(row) for row in dataset["input_ids"]])
+        arguments |= {"train_sampling_strategy": "group_by_length", "length_column_name": "length"}
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(
-            **{**common_arguments(worker, sft.optimizer), "train_sampling_strategy": "group_by_length"},
-            length_column_name="length",
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=Dataset.from_list(examples),
+        args=SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
         optimizers=(make_optimizer(model, sft.optimizer), None),
     )
     train(trainer, worker)
-    if worker.main:
-        sampling = config.sampling
-        temperature = sampling.policy_temperature if role == "policy" else sampling.improver_temperature
-        recommend_sampling(model, tokenizer, temperature, config.length.response)
-        turn = config.improve_turn if role == "improver" else None
-        golden = generation_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), turn)
-        provenance = Provenance(_hash(source), None, data_record(config), {})
-        publish(config.output / f"{role}_sft", model, tokenizer, config, role, golden, provenance)
+    release_lm(worker, trained(trainer), tokenizer, role, source)
 
 
 def promote_policy(worker: Worker) -> None:
     """Publish `policy` as it is after SFT, for a run without RL of the policy."""
     if worker.main:
-        config, source = worker.config, worker.config.output / "policy_sft"
-        tokenizer, model = load_tokenizer(source), load_causal_lm(source)
-        golden = generation_golden(model.eval(), tokenizer, golden_pairs(worker, tokenizer), None)
-        provenance = Provenance(content_hash(source), None, data_record(config), {})
-        publish(config.output / "policy", model, tokenizer, config, "policy", golden, provenance)
-
-
-def _hash(source: str) -> str | None:
-    return content_hash(Path(source)) if Path(source).is_dir() else None
+        source = worker.config.output / "policy_sft"
+        if (source / DIRECTORY).is_dir():
+            shutil.copytree(source / DIRECTORY, worker.directory / DIRECTORY, dirs_exist_ok=True)
+        release_lm(worker, load_causal_lm(source), load_tokenizer(source), "policy", source)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.config import OptimizerConfig
@@ -32,22 +33,27 @@ def common_arguments(
     Raises:
         TrainingError: the batch does not divide between the processes.
     """
-    on_cpu = not torch.cuda.is_available()
+    on_cpu, model = not torch.cuda.is_available(), worker.config.model
     arguments: dict[str, Any] = {
         "output_dir": str(worker.directory),
         "seed": worker.config.seed,
         "use_cpu": on_cpu,
-        "bf16": not on_cpu,
-        "gradient_checkpointing": False,
+        "bf16": model.dtype == "bfloat16" or (model.dtype == "auto" and not on_cpu),
+        "gradient_checkpointing": model.gradient_checkpointing,
         "remove_unused_columns": False,
         "report_to": [],
         "disable_tqdm": True,
         "logging_steps": 10,
+        "logging_first_step": True,
+        # On by default, it replaces a loss that is not a number by the mean of the others.
+        "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": 1 / worker.config.saves,
         "save_total_limit": 1,
         "ddp_find_unused_parameters": False,
     }
+    if model.gradient_checkpointing:
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if on_cpu and worker.size > 1:
         arguments["ddp_backend"] = "gloo"
     if optimizer is not None:
@@ -73,16 +79,29 @@ def common_arguments(
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Sends progress to the terminal and figures to metrics.jsonl; stops a run whose loss is not a number."""
+    """Sends progress to the terminal and figures to metrics.jsonl; stops a run that diverges.
 
-    def __init__(self, worker: Worker, shown: tuple[str, ...] = ("loss",)) -> None:
-        self.worker, self.shown = worker, shown
+    `explodes`: the loss starts near its greatest value and a rise above twice that means that nothing is
+    learned any more. Not so in RL, whose loss is near 0 throughout.
+    """
+
+    def __init__(self, worker: Worker, shown: tuple[str, ...] = ("loss",), *, explodes: bool = True) -> None:
+        self.worker, self.shown, self.explodes = worker, shown, explodes
         self.figures = ""
         self.started = time.monotonic()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
     ) -> None:
+        # Before a save: one weight that is not a number makes every later step worthless.
+        sums = [_local(p).sum() for p in model.parameters() if p.requires_grad]
+        if not torch.stack(sums).isfinite().all():
+            raise self._diverged(f"a weight is no longer a number after step {state.global_step}")
         self.worker.report(Progress(state.global_step, state.max_steps, self.figures))
 
     def on_log(
@@ -94,12 +113,6 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         logs = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
-        loss = logs.get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise Diverged(
-                f"{self.worker.stage}: the loss is {loss} at step {state.global_step}; "
-                "lower the learning rate"
-            )
         self.figures = (
             "  ".join(f"{k.split('/')[-1]} {logs[k]:.3f}" for k in self.shown if k in logs) or self.figures
         )
@@ -108,6 +121,29 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 self.worker,
                 {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 1), **logs},
             )
+        loss = logs.get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss} at step {state.global_step}")
+        first = next((record["loss"] for record in state.log_history if "loss" in record), loss)
+        if self.explodes and loss > max(2 * first, first + 1):
+            raise self._diverged(f"the loss rose from {first:.3f} to {loss:.3f} at step {state.global_step}")
+
+    def _diverged(self, what: str) -> Diverged:
+        save = last_checkpoint(self.worker.directory)
+        kept = f"the last good save is {save}" if save else "nothing was saved before"
+        return Diverged(
+            f"{self.worker.stage}: {what}; {kept}. Lower the learning rate of this stage, raise its batch or "
+            "warm-up, or look for broken pairs (pit-train data inspect); the same command then trains it anew"
+        )
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that is sharded over several."""
+    value = parameter.detach()
+    part: Tensor = value.to_local() if hasattr(value, "to_local") else value
+    return part
 
 
 def append_metrics(worker: Worker, record: dict[str, Any]) -> None:
@@ -137,3 +173,8 @@ def train(trainer: Any, worker: Worker) -> None:
     # The default callback prints every log line to a file nobody reads; Reporter has them.
     trainer.train(resume_from_checkpoint=last_checkpoint(worker.directory))
     trainer.accelerator.wait_for_everyone()
+
+
+def trained(trainer: Any) -> Any:
+    """The trainer's model without what it was wrapped in for several processes."""
+    return trainer.accelerator.unwrap_model(trainer.model)

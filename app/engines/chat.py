@@ -44,8 +44,14 @@ class ChatEncoder:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def encode_comparison(self, comparison: Comparison, improve_turn: str) -> list[int]:
-        """The gap reward's input: the conversation, the baseline, the improve turn, the candidate."""
+    def encode_comparison(self, comparison: Comparison, improve_turn: str | None) -> list[int]:
+        """The gap reward's input: the conversation, the baseline, the improve turn, the candidate.
+
+        Without an improve turn, the conversation and the candidate alone.
+        """
+        if improve_turn is None:
+            candidate: Message = {"role": "assistant", "content": comparison.candidate}
+            return self.encode([*comparison.messages, candidate], generation_prompt=False)
         chat: list[Message] = [
             *comparison.messages,
             {"role": "assistant", "content": comparison.baseline},

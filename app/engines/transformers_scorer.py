@@ -27,10 +27,10 @@ class TransformersScorer:
         from transformers.utils import logging as transformers_logging
 
         manifest = checkpoint.manifest
-        assert manifest is not None and manifest.improve_turn is not None
+        assert manifest is not None and manifest.gap is not None
         self.context_length = manifest.context_length
         self.model_id = checkpoint.path.name
-        self._improve_turn = manifest.improve_turn
+        self._improve_turn = manifest.improve_turn if manifest.gap.reads == "pair" else None
         self._timeout_s = timeout_s
         self._encoder = ChatEncoder(checkpoint.path)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")

@@ -58,7 +58,11 @@ def publish_tiny(config: RunConfig, role: str, directory: Path | None = None) ->
         tokenizer.save_pretrained(source)
         model = load_reward_model(source, 1).eval()
         golden = score_golden(
-            model, tokenizer, pairs(3), config.improve_turn if role == "gap_reward" else None
+            model,
+            tokenizer,
+            pairs(3),
+            config.improve_turn if role == "gap_reward" else None,
+            with_baseline=role == "gap_reward",
         )
     publish(directory, model, tokenizer, config, role, golden, provenance)  # type: ignore[arg-type]
     return directory
