@@ -42,7 +42,7 @@ def centred_gaps(
     models: Sequence[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[tuple[Sequence[Message], str, str]],
-    improve_turn: str,
+    improve_turn: str | None,
     centering: Literal["self", "antisymmetric"],
 ) -> list[float]:
     """g of rows (prompt, new, old).

@@ -189,8 +189,33 @@ class GapRewardConfig(_Frozen):
     ensemble: int = Field(default=1, ge=1, le=8)
 
 
+class GuardConfig(_Frozen):
+    """Stops an RL run that goes wrong and keeps the best weights it has seen (guard.py).
+
+    All figures are means over the last `window` steps, on prompts that RL has not seen before. `judge` says
+    what "best" is: `reward` is the reward that RL maximizes, `gold` the help desk's scorer, `pointwise` the
+    share of responses that the pointwise reward finds better than their reference, a judge that the
+    improver's RL does not follow. Without an improvement for `patience` windows the run ends. It ends at once
+    when a bound is crossed: `kl` in nats a token, `copied` and `truncated` as shares, `edit` the least mean
+    edit distance to the reference (share of characters), `words` how many times longer responses may become
+    than in the first window.
+    """
+
+    judge: Literal["reward", "gold", "pointwise"]
+    window: int = Field(default=5, ge=1)
+    patience: int = Field(default=10, ge=1)
+    kl: float | None = Field(default=None, gt=0)
+    copied: float | None = Field(default=None, gt=0, le=1)
+    truncated: float | None = Field(default=None, gt=0, le=1)
+    edit: float | None = Field(default=None, gt=0, lt=1)
+    words: float | None = Field(default=None, gt=1)
+
+
 class RlConfig(_Frozen):
-    """RLOO. For the improver, `steps` are the steps of phase 0 and of phase 1, in one ordered run."""
+    """RLOO. For the improver, `steps` are the steps of phase 0 and of phase 1, in one ordered run.
+
+    With `kl_target` (nats a token) β starts at `beta` and follows the KL (arXiv 1909.08593 §2.2).
+    """
 
     steps: tuple[Annotated[int, Field(ge=0)], ...]
     prompts: int = Field(ge=2)
@@ -202,12 +227,39 @@ class RlConfig(_Frozen):
     # Taken off the reward for each 4-gram of a response that stood in it before. Reward models see few loops
     # in their data and like longer answers; this is what keeps RL from repeating itself to please them.
     repetition_penalty: float = Field(default=0.5, ge=0)
+    # The same for each word above the length of the reference: for rewards that people's taste for long
+    # answers has got into.
+    length_penalty: float = Field(default=0.0, ge=0)
+    kl_target: float | None = Field(default=None, gt=0)
+    guard: GuardConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_to_adapt(self) -> RlConfig:
+        if self.kl_target is not None and not self.beta:
+            raise ValueError("kl_target adapts beta, which must be above 0 to start from")
+        return self
 
     @model_validator(mode="after")
     def _some_steps(self) -> RlConfig:
         if not sum(self.steps):
             raise ValueError("steps must not be zero altogether")
         return self
+
+
+class DpoConfig(_Frozen):
+    """DPO of the improver on its own refinements, judged by the gap reward (dpo.py): in place of RL.
+
+    For each of `prompts` references (half from the data, half from the policy) the fine-tuned improver writes
+    `samples` refinements; the best and the worst make a pair when the best is better with a probability of at
+    least `confidence`.
+    """
+
+    optimizer: OptimizerConfig
+    prompts: int = Field(ge=2)
+    samples: int = Field(default=8, ge=2)
+    beta: float = Field(default=0.1, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    confidence: float = Field(default=0.7, ge=0.5, lt=1)
 
 
 class SamplingConfig(_Frozen):
@@ -242,7 +294,8 @@ class RunConfig(_Frozen):
     reward: RewardConfig | None = None
     gap_reward: GapRewardConfig
     rl_policy: RlConfig | None = None
-    rl_improver: RlConfig
+    rl_improver: RlConfig | None = None
+    dpo_improver: DpoConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -262,9 +315,26 @@ class RunConfig(_Frozen):
             self._adapters_fit()
         if self.rl_policy is not None and len(self.rl_policy.steps) != 1:
             raise ValueError("rl_policy.steps takes one number")
-        if len(self.rl_improver.steps) != 2:
+        if (self.rl_improver is None) == (self.dpo_improver is None):
+            raise ValueError("give rl_improver (RLOO) or dpo_improver (DPO), not both and not neither")
+        if self.rl_improver is not None and len(self.rl_improver.steps) != 2:
             raise ValueError("rl_improver.steps takes two numbers: the steps of phase 0 and of phase 1")
+        self._guards_fit()
         return self
+
+    def _guards_fit(self) -> None:
+        for name in ("rl_policy", "rl_improver"):
+            rl: RlConfig | None = getattr(self, name)
+            if rl is None or rl.guard is None:
+                continue
+            if rl.guard.judge == "gold" and self.data.format != "helpdesk":
+                raise ValueError(f"{name}.guard.judge: there is a gold scorer for data.format helpdesk alone")
+            if rl.guard.judge == "pointwise" and (self.reward is None or name == "rl_policy"):
+                raise ValueError(
+                    f"{name}.guard.judge: pointwise needs a reward section, and judges improvers"
+                )
+            if name == "rl_policy" and (rl.guard.copied or rl.guard.edit):
+                raise ValueError(f"{name}.guard: a policy has no reference to copy or to edit")
 
     def _adapters_fit(self) -> None:
         if self.reader is not None:
@@ -302,7 +372,16 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "reward": ("sft_policy", "reader", "reward"),
     "gap_reward": ("sft_policy", "sft_improver", "reader", "reward", "gap_reward"),
     "policy": ("sft_policy", "reader", "reward", "rl_policy"),
-    "improver": ("sft_policy", "sft_improver", "reader", "reward", "gap_reward", "rl_policy", "rl_improver"),
+    "improver": (
+        "sft_policy",
+        "sft_improver",
+        "reader",
+        "reward",
+        "gap_reward",
+        "rl_policy",
+        "rl_improver",
+        "dpo_improver",
+    ),
 }
 
 

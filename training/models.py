@@ -134,6 +134,12 @@ def causal_lm_to_train(config: RunConfig, source: Path | str) -> Any:
     return adapt(base, adapter, Path(source), scores=False)
 
 
+def rl_model(config: RunConfig, anchor: Path) -> Any:
+    """What TRL's trainers take: a path, from which they load the model and the anchor of its KL; or an
+    adapter, of which they keep a frozen copy as the anchor."""
+    return str(anchor) if config.model.adapter is None else causal_lm_to_train(config, anchor)
+
+
 def reward_model_to_train(config: RunConfig, source: Path | str, seed: int) -> Any:
     """A one-label sequence classifier that starts from `source`, all of it or an adapter to train.
 

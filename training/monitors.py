@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rapidfuzz.distance import Levenshtein
+
 from training.config import RunConfig
 from training.data import Message
 from training.helpdesk import gold_score
@@ -31,14 +33,20 @@ class Monitor:
         references: Sequence[str],
         ended: Sequence[bool],
     ) -> dict[str, float]:
-        """`copied` (share equal to its reference), `words`, `truncated` (share), and `gold` (points)."""
+        """`words`, `truncated` (share), `gold` (points).
+
+        Where there is a reference also `copied` (share equal to it) and `edit` (mean edit distance to it, as
+        a share of the longer one's characters).
+        """
         count = len(responses)
+        pairs = [(y.strip(), ref.strip()) for y, ref in zip(responses, references, strict=True)]
         figures = {
-            "copied": sum(y.strip() == ref.strip() for y, ref in zip(responses, references, strict=True))
-            / count,
             "words": sum(len(y.split()) for y in responses) / count,
             "truncated": 1 - sum(ended) / count,
         }
+        if any(references):
+            figures["copied"] = sum(y == ref for y, ref in pairs) / count
+            figures["edit"] = sum(Levenshtein.normalized_distance(y, ref) for y, ref in pairs) / count
         if self.gold:
             scores = [gold_score(x[-1]["content"], y) for x, y in zip(questions, responses, strict=True)]
             figures["gold"] = sum(scores) / count

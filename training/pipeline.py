@@ -55,9 +55,11 @@ def stages(config: RunConfig) -> list[Stage]:
         found.append(Stage("policy", "training.rl:train_policy", "policy: RLOO on the reward"))
     else:
         found.append(Stage("policy", "training.sft:promote_policy", "policy: as after fine-tuning"))
-    found.append(
-        Stage("improver", "training.rl:train_improver", "improver: RLOO on the gap reward, phases 0 and 1")
-    )
+    if config.rl_improver is not None:
+        meaning = "improver: RLOO on the gap reward, phases 0 and 1"
+        found.append(Stage("improver", "training.rl:train_improver", meaning))
+    else:
+        found.append(Stage("improver", "training.dpo:train_improver", "improver: DPO on judged refinements"))
     return found
 
 
@@ -166,7 +168,7 @@ def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
 def _check_batches(config: RunConfig) -> None:
     """Say before training that a batch does not divide between the processes, not hours into it."""
     rewards = ("reader", "reward", "gap_reward")
-    for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver"):
+    for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver", "dpo_improver"):
         section = getattr(config, name)
         optimizer = getattr(section, "optimizer", None)
         if isinstance(section, RlConfig):

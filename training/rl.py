@@ -13,26 +13,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
-from training.chat import Conversation, encode, improver_messages
+from training.chat import Conversation, encode, improver_messages, reward_messages
 from training.checkpoint import Role, content_hash
 from training.config import RlConfig
 from training.data import Message
 from training.errors import TrainingError
 from training.gap_reward import gap_scores, score
 from training.generate import sample_responses
+from training.guard import Guard, KlTarget
 from training.lengths import fitting_pairs
 from training.models import (
-    causal_lm_to_train,
     load_causal_lm,
     load_reading_tokenizer,
     load_reward_model,
     load_tokenizer,
+    rl_model,
     training_dtype,
 )
 from training.monitors import Monitor, repeated_ngrams
@@ -64,7 +64,7 @@ def train_policy(worker: Worker) -> None:
         ]
         return score(model, encode(tokenizer, texts), tokenizer.pad_token_id)
 
-    prompts = _draw(
+    prompts = draw(
         [list(pair.prompt) for pair in fitting_pairs(worker, tokenizer, "rl")],
         rl.steps[0] * rl.prompts,
         config.seed,
@@ -76,6 +76,7 @@ def train_policy(worker: Worker) -> None:
 def train_improver(worker: Worker) -> None:
     """Train and publish `improver`."""
     config, rl = worker.config, worker.config.rl_improver
+    assert rl is not None
     names = gap_reward_names(config)
     tokenizer = load_reading_tokenizer(config.output / names[0])
     models = [load_reward_model(config.output / name, config.seed) for name in names]
@@ -88,10 +89,10 @@ def train_improver(worker: Worker) -> None:
 
     pairs = fitting_pairs(worker, tokenizer, "rl")
     phase_0 = [(list(pair.prompt), y) for pair in pairs for y in (pair.rejected, pair.chosen)]
-    rows = [(x, y, 0) for x, y in _draw(phase_0, rl.steps[0] * rl.prompts, config.seed)]
+    rows = [(x, y, 0) for x, y in draw(phase_0, rl.steps[0] * rl.prompts, config.seed)]
     if rl.steps[1]:
-        prompts = _draw([list(pair.prompt) for pair in pairs], rl.steps[1] * rl.prompts, config.seed + 1)
-        rows += [(x, y, 1) for x, y in zip(prompts, _policy_references(worker, prompts), strict=True)]
+        prompts = draw([list(pair.prompt) for pair in pairs], rl.steps[1] * rl.prompts, config.seed + 1)
+        rows += [(x, y, 1) for x, y in zip(prompts, policy_references(worker, prompts), strict=True)]
     dataset = [
         {
             "prompt": improver_messages(x, y, config.improve_turn),
@@ -104,7 +105,7 @@ def train_improver(worker: Worker) -> None:
     _train(worker, rl, dataset, rewards, "improver")
 
 
-def _policy_references(worker: Worker, prompts: list[Conversation]) -> list[str]:
+def policy_references(worker: Worker, prompts: list[Conversation]) -> list[str]:
     """y_ref ~ M_P^RL(.|x), sampled beforehand; the same in every worker and after a resume (seeded)."""
     config = worker.config
     source = config.output / "policy"
@@ -128,8 +129,11 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
         raise TrainingError(
             f"{worker.stage}: prompts × samples = {batch} does not divide by {worker.size} processes"
         )
+    guards: list[Any] = [Guard(worker, rl.guard)] if rl.guard else []
+    if rl.kl_target is not None:
+        guards.append(KlTarget(worker, rl.beta, rl.kl_target))
     trainer = RLOOTrainer(
-        model=_model(worker, anchor),
+        model=rl_model(config, anchor),
         reward_funcs=_reward_function(worker, rl, scorer, tokenizer),
         args=RLOOConfig(
             **common_arguments(worker)
@@ -149,22 +153,22 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             shuffle_dataset=False,
             pad_to_multiple_of=None,
             disable_dropout=True,
-            model_init_kwargs={"dtype": str(training_dtype(config)).removeprefix("torch.")},
+            model_init_kwargs=None
+            if config.model.adapter
+            else {"dtype": str(training_dtype(config)).removeprefix("torch.")},
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[Reporter(worker, ("reward", "kl", "gold"), explodes=False)],
+        callbacks=[Reporter(worker, ("reward", "kl", "gold"), explodes=False), *guards],
     )
+    for guard in guards:
+        guard.trainer = trainer
     train(trainer, worker)
+    best = guards[0].finish() if rl.guard else {}
     release_lm(
         worker, trained(trainer), tokenizer, role, anchor,
-        anchor=content_hash(anchor), metrics=_last_figures(trainer),
+        anchor=content_hash(anchor), metrics=_last_figures(trainer) | best,
     )  # fmt: skip
-
-
-def _model(worker: Worker, anchor: Path) -> Any:
-    """A path: the trainer loads model and KL anchor from it. An adapter: it keeps a frozen copy as anchor."""
-    return str(anchor) if worker.config.model.adapter is None else causal_lm_to_train(worker.config, anchor)
 
 
 def _reward_function(
@@ -172,6 +176,7 @@ def _reward_function(
 ) -> Callable[..., list[float]]:
     """TRL calls this with one entry a sample; the extra columns of the data set come as keyword arguments."""
     monitor = Monitor(worker.config)
+    judge = _pointwise_judge(worker) if rl.guard and rl.guard.judge == "pointwise" else None
 
     def reward(
         completion_ids: list[list[int]],
@@ -189,12 +194,40 @@ def _reward_function(
             log_metric(name, value)
         repeated = [repeated_ngrams(ids) for ids in completion_ids]
         log_metric("repeated", sum(repeated) / len(repeated))
+        if judge is not None:
+            won = judge(question, texts, reference)
+            log_metric("pointwise", sum(won) / len(won))
+        # A policy has no reference, and no length to keep to.
+        longer = [
+            max(0, len(y.split()) - len(r.split())) if r else 0 for y, r in zip(texts, reference, strict=True)
+        ]
         return [
-            s - rl.repetition_penalty * count + (0.0 if end else rl.truncation_penalty)
-            for s, count, end in zip(scores, repeated, ended, strict=True)
+            s
+            - rl.repetition_penalty * again
+            - rl.length_penalty * words
+            + (0.0 if end else rl.truncation_penalty)
+            for s, again, words, end in zip(scores, repeated, longer, ended, strict=True)
         ]
 
     return reward
+
+
+def _pointwise_judge(worker: Worker) -> Scorer:
+    """Whether the pointwise reward finds a response better than its reference: 1.0 or 0.0."""
+    directory = worker.config.output / "reward"
+    tokenizer, model = load_tokenizer(directory), load_reward_model(directory, worker.config.seed)
+
+    def judge(
+        questions: Sequence[Sequence[Message]], candidates: Sequence[str], references: Sequence[str]
+    ) -> list[float]:
+        new, old = (
+            encode(tokenizer, [reward_messages(x, y) for x, y in zip(questions, each, strict=True)])
+            for each in (candidates, references)
+        )
+        scores = score(model, [*new, *old], tokenizer.pad_token_id)
+        return [float(a > b) for a, b in zip(scores, scores[len(new) :], strict=False)]
+
+    return judge
 
 
 def _last_figures(trainer: Any) -> dict[str, float]:
@@ -205,7 +238,7 @@ def _last_figures(trainer: Any) -> dict[str, float]:
     return last
 
 
-def _draw(rows: list[Any], count: int, seed: int) -> list[Any]:
+def draw(rows: list[Any], count: int, seed: int) -> list[Any]:
     """`count` rows in random order; a pass over all of them before any comes again."""
     rng = random.Random(seed)
     drawn: list[Any] = []

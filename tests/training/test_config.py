@@ -34,6 +34,7 @@ def test_overrides_are_yaml_values_at_a_path() -> None:
     config = load_config(
         TINY, ["seed=9", "data.pairs=300", "rl_improver.steps=[2, 3]", "gap_reward.loss=single"]
     )
+    assert config.rl_improver is not None
     assert (config.seed, config.data.pairs, config.rl_improver.steps, config.gap_reward.loss) == (
         9,
         300,
