@@ -26,7 +26,7 @@ from training.config import RlConfig, RunConfig
 from training.errors import ConfigError, TrainingError
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
-from training.runtime import Progress, run_stage
+from training.runtime import Progress, run_stage, start_server
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False) -> None:
 
 def _run(config: RunConfig, console: Console, finished: set[str], started: float, retrain: bool) -> None:
     _save_config(config)
+    if len(finished) < len(stages(config)):
+        start_server()
     if not _data_ready(config) or retrain:
         console.print(prepare_data(config))
     seconds: dict[str, float] = {}

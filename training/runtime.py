@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -80,8 +81,8 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
     log = config.output / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
+    start_server()
     with _environment(_WORKER_ENVIRONMENT):
-        context.set_forkserver_preload(["training.preload"])
         size, port = config.process_count, _free_port()
         pipes: dict[Connection, BaseProcess] = {}
         for rank in range(size):
@@ -103,6 +104,13 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
             process.join(timeout=10)
             if process.is_alive():
                 process.kill()
+
+
+def start_server() -> None:
+    """Let the fork server import the heavy libraries while the caller goes on with something else."""
+    with _environment(_WORKER_ENVIRONMENT):
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["training.preload"])
+        forkserver.ensure_running()
 
 
 def _listen(pipes: dict[Connection, BaseProcess], log: Path, on_progress: Callable[[Progress], None]) -> Any:
