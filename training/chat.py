@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from training.data import Message
+from training.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,12 +72,13 @@ def encode_completion(
     """(prompt ids with the generation prompt, ids of the response with the template's end of turn).
 
     Raises:
-        ValueError: the template does not render a conversation as an extension of its own generation prompt.
+        CheckpointError: the template does not render a conversation as an extension of its own generation
+            prompt.
     """
     prompt = encode(tokenizer, [messages], generation_prompt=True)[0]
     whole = encode(tokenizer, [[*messages, assistant(response)]])[0]
     if whole[: len(prompt)] != prompt:
-        raise ValueError(
+        raise CheckpointError(
             "the chat template renders an answered conversation differently from its generation prompt "
             "(templates that insert or drop reasoning do); use a template whose answer continues the prompt"
         )

@@ -65,12 +65,15 @@ class LengthBudget(_Frozen):
 class OptimizerConfig(_Frozen):
     """Steps, batch and learning rate. `batch` counts examples over all processes.
 
-    `wsd` warms up, stays, and falls to zero over the last 40% of the steps.
+    `micro_batch` is how many of them a process takes into memory at once (all of its share without it); the
+    gradients of the others are added up. `wsd` warms up, stays, and falls to zero over the last 40% of the
+    steps.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
     batch: int = Field(ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -214,12 +217,14 @@ class GuardConfig(_Frozen):
 class RlConfig(_Frozen):
     """RLOO. For the improver, `steps` are the steps of phase 0 and of phase 1, in one ordered run.
 
-    With `kl_target` (nats a token) β starts at `beta` and follows the KL (arXiv 1909.08593 §2.2).
+    `micro_batch` is how many samples a process has in memory at once while it learns from them. With
+    `kl_target` (nats a token) β starts at `beta` and follows the KL (arXiv 1909.08593 §2.2).
     """
 
     steps: tuple[Annotated[int, Field(ge=0)], ...]
     prompts: int = Field(ge=2)
     samples: int = Field(ge=2)
+    micro_batch: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(gt=0)
     beta: float = Field(ge=0)
     temperature: float = Field(default=1.0, gt=0)
@@ -360,6 +365,23 @@ class RunConfig(_Frozen):
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
         return "sha256:" + hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def micro_batches(batch: int, processes: int, micro_batch: int | None) -> tuple[int, int]:
+    """Examples in a micro-batch, and how many micro-batches make up each process's share of a batch.
+
+    Raises:
+        ConfigError: the batch does not divide.
+    """
+    share, rest = divmod(batch, processes)
+    size = min(micro_batch or share, share) or 1
+    if rest or share % size:
+        micro = f" in micro-batches of {micro_batch}" if micro_batch else ""
+        raise ConfigError(
+            f"a batch of {batch} does not divide between {processes} processes{micro}; "
+            f"choose a multiple of {processes * (micro_batch or 1)}, or set processes=1"
+        )
+    return size, share // size
 
 
 _COMMON = ("name", "seed", "improve_turn", "data", "length", "model", "base", "sampling")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from training.data import Message
 
 ORDER = ("wl", "ww", "ll", "lw")  # candidate first, baseline second
+TOKENS_A_BATCH = 16_384
 
 
 class GapTrainer(Trainer):  # type: ignore[misc]
@@ -79,16 +80,16 @@ def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str
 
 
 @torch.inference_mode()
-def score(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, batch: int = 64
-) -> list[float]:
+def score(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int) -> list[float]:
     """Raw logits of encoded conversations, in their order (batches are of similar length)."""
     options = {} if is_encoder(model) else {"use_cache": False}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
+    while order:
+        # The longest of a batch decides what the others are padded to.
+        size = max(1, TOKENS_A_BATCH // max(1, len(sequences[order[-1]])))
+        indices, order = order[-size:], order[:-size]
         inputs = pad_right([sequences[i] for i in indices], pad_token_id)
         logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, **options).logits[:, 0]
         for i, value in zip(indices, logits.float().tolist(), strict=True):

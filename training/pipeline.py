@@ -22,7 +22,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from training.checkpoint import check_files, read_manifest
-from training.config import RlConfig, RunConfig
+from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
@@ -172,18 +172,16 @@ def _check_batches(config: RunConfig) -> None:
     rewards = ("reader", "reward", "gap_reward")
     for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver", "dpo_improver"):
         section = getattr(config, name)
-        optimizer = getattr(section, "optimizer", None)
-        if isinstance(section, RlConfig):
-            batch, key = section.prompts * section.samples, f"{name}: prompts × samples"
-        elif optimizer is not None:
-            batch, key = optimizer.batch, f"{name}.optimizer.batch"
-        else:
+        if section is None or (name == "base" and section.optimizer is None):
             continue
-        if batch % config.process_count:
-            raise ConfigError(
-                f"{key} is {batch}, which does not divide between {config.process_count} processes; "
-                "choose a multiple of it, or set processes=1"
-            )
+        if isinstance(section, RlConfig):
+            batch, micro, key = section.prompts * section.samples, section.micro_batch, "prompts × samples"
+        else:
+            batch, micro, key = section.optimizer.batch, section.optimizer.micro_batch, "optimizer.batch"
+        try:
+            micro_batches(batch, config.process_count, micro)
+        except ConfigError as error:
+            raise ConfigError(f"{name}.{key}: {error}") from None
 
 
 def _finished(config: RunConfig, stage: Stage, retrain: bool) -> bool:

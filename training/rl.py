@@ -22,7 +22,6 @@ from training.chat import Conversation, encode, improver_messages, reward_messag
 from training.checkpoint import Role, content_hash
 from training.config import RlConfig
 from training.data import Message
-from training.errors import TrainingError
 from training.gap_reward import gap_scores, score
 from training.generate import sample_responses
 from training.guard import Guard, KlTarget
@@ -39,7 +38,7 @@ from training.monitors import Monitor, repeated_ngrams
 from training.paths import gap_reward_names
 from training.release import release_lm
 from training.runtime import Worker
-from training.trainers import Reporter, common_arguments, train, trained
+from training.trainers import Reporter, batch_arguments, common_arguments, train, trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,11 +123,6 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
     config = worker.config
     anchor = config.output / f"{role}_sft"
     tokenizer = load_tokenizer(anchor)
-    batch = rl.prompts * rl.samples
-    if batch % worker.size:
-        raise TrainingError(
-            f"{worker.stage}: prompts × samples = {batch} does not divide by {worker.size} processes"
-        )
     guards: list[Any] = [Guard(worker, rl.guard)] if rl.guard else []
     if rl.kl_target is not None:
         guards.append(KlTarget(worker, rl.beta, rl.kl_target))
@@ -137,8 +131,8 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
         reward_funcs=_reward_function(worker, rl, scorer, tokenizer),
         args=RLOOConfig(
             **common_arguments(worker)
+            | batch_arguments(worker, rl.prompts * rl.samples, rl.micro_batch)
             | {
-                "per_device_train_batch_size": batch // worker.size,
                 "learning_rate": rl.learning_rate,
                 "lr_scheduler_type": "constant_with_warmup",
                 "warmup_steps": 2,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.config import OptimizerConfig
-from training.errors import Diverged, TrainingError
+from training.config import OptimizerConfig, micro_batches
+from training.errors import Diverged
 from training.runtime import Progress, Worker
 
 # The share of the steps over which the `wsd` schedule falls to zero.
@@ -31,7 +31,7 @@ def common_arguments(
     """Keyword arguments for any `TrainingArguments` subclass; `examples` is the size of the data set.
 
     Raises:
-        TrainingError: the batch does not divide between the processes.
+        ConfigError: the batch does not divide between the processes.
     """
     on_cpu, model = not torch.cuda.is_available(), worker.config.model
     arguments: dict[str, Any] = {
@@ -57,13 +57,8 @@ def common_arguments(
     if on_cpu and worker.size > 1:
         arguments["ddp_backend"] = "gloo"
     if optimizer is not None:
-        if optimizer.batch % worker.size:
-            raise TrainingError(
-                f"{worker.stage}: batch {optimizer.batch} does not divide between {worker.size} processes; "
-                f"choose a multiple of {worker.size} or set processes=1"
-            )
+        arguments |= batch_arguments(worker, optimizer.batch, optimizer.micro_batch)
         arguments |= {
-            "per_device_train_batch_size": optimizer.batch // worker.size,
             "num_train_epochs": optimizer.epochs or 1,
             "max_steps": optimizer.steps or -1,
             "learning_rate": optimizer.learning_rate,
@@ -76,6 +71,12 @@ def common_arguments(
             arguments["lr_scheduler_type"] = "warmup_stable_decay"
             arguments["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, int(DECAY * steps))}
     return arguments
+
+
+def batch_arguments(worker: Worker, batch: int, micro_batch: int | None) -> dict[str, int]:
+    """How a batch over all processes becomes micro-batches of each. Raises `ConfigError`."""
+    size, count = micro_batches(batch, worker.size, micro_batch)
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]

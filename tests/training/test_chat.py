@@ -16,6 +16,7 @@ from training.chat import (
     reward_messages,
 )
 from training.data import Message
+from training.errors import CheckpointError
 from training.tokenizer import CHAT_TEMPLATE, END, PAD, ROLES, train_tokenizer
 
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -65,7 +66,7 @@ def control_ids() -> list[int]:
 def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
     fickle = train_tokenizer(["a b c"], 300, 64)
     fickle.chat_template = CHAT_TEMPLATE.replace("'<|assistant|>' }}", "'<|assistant|>(thinking)' }}")
-    with pytest.raises(ValueError, match="template"):
+    with pytest.raises(CheckpointError, match="template"):
         encode_completion(fickle, QUESTION, "24 euros.")
 
 
