@@ -23,6 +23,9 @@ def run(
     config: Annotated[Path, typer.Argument(help="A YAML file, see training/configs.")],
     overrides: Overrides = None,
     retrain: Annotated[bool, typer.Option(help="Train stages again whose settings changed.")] = False,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage, such as gap_reward.")
+    ] = None,
 ) -> None:
     """Run the whole pipeline; the same command again resumes a run that stopped."""
     from rich.console import Console
@@ -30,7 +33,21 @@ def run(
     from training.config import load_config
     from training.pipeline import run as run_pipeline
 
-    run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain)
+    run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain, until=until)
+
+
+@app.command()
+def accuracy(
+    config: Annotated[Path, typer.Argument(help="The YAML file that the run was trained with.")],
+    overrides: Overrides = None,
+) -> None:
+    """How often the rewards, a length rule and a bag of words agree with people on held-out pairs."""
+    from rich.console import Console
+
+    from training.accuracy import accuracy as run_accuracy
+    from training.config import load_config
+
+    run_accuracy(load_config(config, overrides or []), Console())
 
 
 @app.command()

@@ -34,7 +34,7 @@ class DataConfig(_Frozen):
     noise: float = Field(default=1.0, gt=0)
     heldout: int = Field(default=1_000, ge=10)
     split: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
-    split_key: Literal["prompt", "prompt+rejected"] = "prompt"
+    split_key: Literal["prompt", "prompt+rejected", "opening"] = "prompt"
 
     @model_validator(mode="after")
     def _path_fits_format(self) -> DataConfig:

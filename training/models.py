@@ -89,8 +89,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{source}: the tokenizer has no chat template; use an instruction-tuned model")
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{source}: the tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _separate_padding(tokenizer)
     return tokenizer
 
 
@@ -105,8 +104,7 @@ def load_reading_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer.cls_token is None or tokenizer.sep_token is None:
             raise CheckpointError(f"{source}: the tokenizer has neither a chat template nor [CLS] and [SEP]")
         tokenizer.chat_template = PLAIN_TEMPLATE
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    _separate_padding(tokenizer)
     return tokenizer
 
 
@@ -202,6 +200,21 @@ def _tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: no tokenizer could be loaded: {_first_line(error)}") from error
+
+
+def _separate_padding(tokenizer: Any) -> None:
+    """Pad with another token than the one that ends a conversation.
+
+    transformers' reward models read the last token that is not padding, and would read the one before the
+    end. Padding is masked everywhere, so any other token will do.
+    """
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return
+    others = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.sep_token, *tokenizer.all_special_tokens)
+    known = [token for token in others if token is not None and token != tokenizer.eos_token]
+    tokenizer.pad_token = (
+        known[0] if known else tokenizer.convert_ids_to_tokens(int(tokenizer.eos_token_id == 0))
+    )
 
 
 def _inference_dtype() -> torch.dtype:

@@ -134,8 +134,8 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             | batch_arguments(worker, rl.prompts * rl.samples, rl.micro_batch)
             | {
                 "learning_rate": rl.learning_rate,
-                "lr_scheduler_type": "constant_with_warmup",
-                "warmup_steps": 2,
+                # No warm-up: of the few steps, one would be spent at a learning rate of 0.
+                "lr_scheduler_type": "constant",
                 "logging_steps": 1,
                 "num_train_epochs": 1,
             },

@@ -123,5 +123,5 @@ def test_what_all_stages_read_changes_all_digests(override: str) -> None:
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sft_policy.optimizer.batch: a batch of 8 .* 3 processes"):
         _check_batches(tiny_config(tmp_path, "processes=3", "base.optimizer.batch=9"))
-    with pytest.raises(ConfigError, match="rl_policy.prompts × samples: a batch of 6"):
+    with pytest.raises(ConfigError, match=r"rl_policy.prompts × samples: a batch of 6"):
         _check_batches(tiny_config(tmp_path, "processes=4", "rl_policy.samples=3"))

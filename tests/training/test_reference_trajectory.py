@@ -71,7 +71,7 @@ def run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Figures:
     logged: list[dict[str, Any]] = []
 
     class Recorder(Reporter):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
             control.should_log = True
             return control
 
