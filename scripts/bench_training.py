@@ -3,19 +3,19 @@
     make bench-training
     .venv/bin/python scripts/bench_training.py --hidden 512 --layers 8 --pairs 400
 
-Each side runs in a process of its own with one thread, the two by turns, so that a busy machine disturbs both
-alike; a round's ratio compares neighbours. Ours is the stage function that `pit-train run` calls, timed from
-the first training step to the last, its saves included. Plain TRL is what its documentation shows: `SFTTrainer`
-on prompts and completions, `RLOOTrainer` with a reward model as its reward function. For the loss over four
-sequences it has no trainer, so that side is transformers' Trainer with all four in one right-padded batch, as
-TRL's RewardTrainer has its two. Both sides have the same weights, pairs, batch size and optimizer, and no
-gradient checkpointing.
+Each side runs in a process of its own with one thread, the two by turns, so that a busy machine disturbs
+both alike; a round's ratio compares neighbours. Ours is the stage function that `pit-train run` calls, timed
+from the first training step to the last, its saves included. Plain TRL is what its documentation shows:
+`SFTTrainer` on prompts and completions, `RLOOTrainer` with a reward model as its reward function. For the
+loss over four sequences it has no trainer, so that side is transformers' Trainer with all four in one
+right-padded batch, as TRL's RewardTrainer has its two. Both sides have the same weights, pairs, batch size
+and optimizer, and no gradient checkpointing.
 
 Tokens are those of the conversations, without padding, and for the gap reward those of all four sequences.
-FLOPs are 6·N·T + 6·L·d·Σ t² (training; N without embeddings but with the head, T tokens, d width of attention,
-t a sequence's length, half of whose square is masked), for RL 2·N for each token of generation, scoring and both
-log-probabilities, and 6·N for learning; they are divided by time and by the rate of a 1024² float32 matmul on
-the same thread. Work that prefixes share counts as done, so the gap reward's share may exceed what runs.
+FLOPs are 6·N·T + 6·L·d·Σ t² (training; N without embeddings but with the head, T tokens, d width of
+attention, t a sequence's length, half of whose square is masked), for RL 2·N for each token of generation,
+scoring and both log-probabilities, and 6·N for learning; they are divided by time and by the rate of a 1024²
+float32 matmul on the same thread. Work that prefixes share counts as done.
 """
 
 from __future__ import annotations
