@@ -26,6 +26,9 @@ def run(
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage, such as gap_reward.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything and estimate memory and time; train and write nothing.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline; the same command again resumes a run that stopped."""
     from rich.console import Console
@@ -33,7 +36,13 @@ def run(
     from training.config import load_config
     from training.pipeline import run as run_pipeline
 
-    run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain, until=until)
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from training.estimate import dry_run as estimate_run
+
+        estimate_run(settings, Console())
+        return
+    run_pipeline(settings, Console(), retrain=retrain, until=until)
 
 
 @app.command()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
     """A freshly initialized language model, seeded."""
-    model_config = _scratch_config(config, tokenizer, positions)
+    model_config = scratch_config(config, tokenizer, positions)
     set_seed(config.seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
     start_attention(model, config.base.model.start)
@@ -48,7 +48,7 @@ def scratch_token_classifier(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int, labels: Sequence[str]
 ) -> PreTrainedModel:
     """A freshly initialized model that labels tokens; its attention starts with induction. Seeded."""
-    model_config = _scratch_config(config, tokenizer, positions)
+    model_config = scratch_config(config, tokenizer, positions)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: i for i, label in enumerate(labels)}
     model_config.classifier_dropout = 0.0
@@ -58,9 +58,8 @@ def scratch_token_classifier(
     return model
 
 
-def _scratch_config(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int
-) -> PretrainedConfig:
+def scratch_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PretrainedConfig:
+    """The configuration of a model from scratch, a language model or a classifier."""
     shape = config.base.model
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),

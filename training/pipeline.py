@@ -26,7 +26,9 @@ from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
+from training.rollouts import check_rollouts
 from training.runtime import Progress, run_stage, start_server
+from training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False, until: st
         TrainingError: a stage failed.
     """
     started = time.monotonic()
-    _check_batches(config)
+    check_settings(config)
     todo = stages_until(config, until)
     # Before anything is written: a refused run leaves the finished one as it is.
     finished = {stage.name for stage in todo if _finished(config, stage, retrain)}
@@ -186,7 +188,18 @@ def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
     return dict(gaps[0]["calibration"])
 
 
-def _check_batches(config: RunConfig) -> None:
+def check_settings(config: RunConfig) -> None:
+    """What can be refused before any work.
+
+    Raises:
+        ConfigError: a batch does not divide, a tracker is not there, or vLLM cannot make the rollouts.
+    """
+    check_batches(config)
+    check_trackers(config)
+    check_rollouts(config)
+
+
+def check_batches(config: RunConfig) -> None:
     """Say before training that a batch does not divide between the processes, not hours into it."""
     rewards = ("reader", "reward", "gap_reward")
     for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver", "dpo_improver"):

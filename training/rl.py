@@ -37,6 +37,7 @@ from training.models import (
 from training.monitors import Monitor, repeated_ngrams
 from training.paths import gap_reward_names
 from training.release import release_lm
+from training.rollouts import rollout_arguments
 from training.runtime import Worker
 from training.trainers import Reporter, batch_arguments, common_arguments, train, trained
 
@@ -147,6 +148,7 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             shuffle_dataset=False,
             pad_to_multiple_of=None,
             disable_dropout=True,
+            **rollout_arguments(rl),
             model_init_kwargs=None
             if config.model.adapter
             else {"dtype": str(training_dtype(config)).removeprefix("torch.")},
