@@ -5,11 +5,11 @@
 
 Each side runs in a process of its own with one thread, the two by turns, so that a busy machine disturbs
 both alike; a round's ratio compares neighbours. Ours is the stage function that `pit-train run` calls, timed
-from the first training step to the last, its saves included. Plain TRL is what its documentation shows:
-`SFTTrainer` on prompts and completions, `RLOOTrainer` with a reward model as its reward function. For the
-loss over four sequences it has no trainer, so that side is transformers' Trainer with all four in one
-right-padded batch, as TRL's RewardTrainer has its two. Both sides have the same weights, pairs, batch size
-and optimizer, and no gradient checkpointing.
+from the first training step to the last; each side saves once, at the end. Plain TRL is what its
+documentation shows: `SFTTrainer` on prompts and completions, `RLOOTrainer` with a reward model as its reward
+function. For the loss over four sequences it has no trainer, so that side is transformers' Trainer with all
+four in one right-padded batch, as TRL's RewardTrainer has its two. Both sides have the same weights, pairs
+and batch size, and no gradient checkpointing; the optimizer is AdamW, plain TRL's the fused one.
 
 Tokens are those of the conversations, without padding, and for the gap reward those of all four sequences.
 FLOPs are 6·N·T + 6·L·d·Σ t² (training; N without embeddings but with the head, T tokens, d width of
@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("sft", "gap_reward", "rl")
 BARS = {"sft": 1.0, "gap_reward": 1.3, "rl": 0.95}
 LENGTHS = {"prompt": 64, "reference": 96, "response": 96}
-BATCH, STEPS, PROMPTS, SAMPLES = 32, 3, 8, 8
+BATCH, STEPS, PROMPTS, SAMPLES = 32, 6, 8, 8
 
 
 def settings(arguments: argparse.Namespace, output: Path) -> Any:
@@ -45,7 +44,7 @@ def settings(arguments: argparse.Namespace, output: Path) -> Any:
 
     optimizer = f"{{kind: adamw, learning_rate: 0.0005, batch: {BATCH}, epochs: 1}}"
     overrides = [
-        f"output={output}", "processes=1", "reader=null", "rl_policy=null", "reward=null",
+        f"output={output}", "processes=1", "reader=null", "rl_policy=null", "reward=null", "saves=1",
         f"data.pairs={3 * arguments.pairs}", "data.heldout=24", "data.noise=0.7",
         f"base.model.hidden={arguments.hidden}", f"base.model.layers={arguments.layers}",
         f"base.model.mlp={arguments.hidden}", "base.model.vocabulary=1280",
@@ -138,7 +137,7 @@ def plain(stage: str, config: Any) -> Timed:
     tokenizer, pairs = parts(output, config)
     common: dict[str, Any] = {
         "output_dir": str(output / "plain"), "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-        "report_to": [], "save_strategy": "no", "learning_rate": 0.0005, "disable_tqdm": True,
+        "report_to": [], "save_strategy": "epoch", "learning_rate": 0.0005, "disable_tqdm": True,
         "seed": config.seed,
     }  # fmt: skip
     trainer: Any
@@ -280,12 +279,13 @@ def child(side: str, stage: str, arguments: argparse.Namespace, output: Path) ->
     torch.set_num_threads(1)
     config = settings(arguments, output)
     timed = (ours if side == "ours" else plain)(stage, config)
-    # Linux counts in KiB.
-    print(
-        json.dumps(
-            {"seconds": timed.seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        )
-    )
+    print(json.dumps({"seconds": timed.seconds, "mib": peak_memory()}))
+
+
+def peak_memory() -> float:
+    """MiB that this process has held at most. Not `ru_maxrss`, which a child inherits from its parent."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def matmul_peak() -> float:
@@ -303,6 +303,8 @@ def matmul_peak() -> float:
 
 
 def start(side: str, stage: str, arguments: argparse.Namespace, output: Path) -> dict[str, float]:
+    from training.runtime import _WORKER_ENVIRONMENT
+
     command = [
         sys.executable, __file__, "--child", side, stage, "--output", str(output),
         "--pairs", str(arguments.pairs), "--hidden", str(arguments.hidden), "--layers", str(arguments.layers),
@@ -314,6 +316,8 @@ def start(side: str, stage: str, arguments: argparse.Namespace, output: Path) ->
         "TRANSFORMERS_VERBOSITY": "error",
     }
     environment["PYTHONPATH"] = str(ROOT)
+    # As the pipeline's workers have it, for both sides.
+    environment |= {name: value for name, value in _WORKER_ENVIRONMENT.items() if name.startswith("MALLOC")}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=arguments.timeout, check=False
     )

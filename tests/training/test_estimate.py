@@ -57,7 +57,7 @@ def test_a_dry_run_tells_of_every_stage_and_writes_nothing(
     text = console.export_text()
     for stage in ("base", "policy_sft", "improver_sft", "reader", "reward", "gap_reward", "improver"):
         assert stage in text
-    assert "pairs: sft" in text and "factor of 2" in text
+    assert "pairs: sft" in text and "nothing was measured" in text
     assert list(tmp_path.iterdir()) == []
 
 

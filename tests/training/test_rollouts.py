@@ -27,7 +27,9 @@ def test_options_are_those_that_the_trainer_knows(
 
     from trl import RLOOConfig
 
-    found = rollouts.rollout_arguments(tiny_config(tmp_path, *overrides).rl_improver)
+    rl = tiny_config(tmp_path, *overrides).rl_improver
+    assert rl is not None
+    found = rollouts.rollout_arguments(rl)
     assert found == expected
     assert set(found) <= {field.name for field in fields(RLOOConfig)}
 
