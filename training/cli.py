@@ -23,6 +23,13 @@ def run(
     config: Annotated[Path, typer.Argument(help="A YAML file, see training/configs.")],
     overrides: Overrides = None,
     retrain: Annotated[bool, typer.Option(help="Train stages again whose settings changed.")] = False,
+    from_feedback: Annotated[
+        Path | None,
+        typer.Option(
+            help="Preference pairs that a server exported (chat_pairs): from the finished run train the next "
+            "generation, compare it with the live one on held-out data, and promote it only if it is better."
+        ),
+    ] = None,
 ) -> None:
     """Run the whole pipeline; the same command again resumes a run that stopped."""
     from rich.console import Console
@@ -30,6 +37,11 @@ def run(
     from training.config import load_config
     from training.pipeline import run as run_pipeline
 
+    if from_feedback is not None:
+        from training.generations import run_generation
+
+        run_generation(load_config(config, overrides or []), from_feedback, Console(), retrain=retrain)
+        return
     run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain)
 
 
