@@ -285,8 +285,8 @@ class FeedbackConfig(_Frozen):
 
     `replay`: earlier pairs beside each pair of feedback, against forgetting. `heldout`: share of the prompts
     kept for calibration and comparison; `minimum`: fewest usable pairs. `prompts`: held-out prompts of each
-    kind that the comparison takes at most. `tolerance`: how much worse than the live improver, as a difference
-    of win rates, the next one may be on the original prompts (95% bound).
+    kind that the comparison takes at most. `tolerance`: how much worse than the live improver, as a
+    difference of win rates, the next one may be on the original prompts (95% bound).
     A section given here stands in the place of the run's own.
     """
 

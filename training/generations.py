@@ -203,8 +203,8 @@ def _decide(child: RunConfig, console: Console) -> dict[str, Any]:
     assert child.generation is not None
     with console.status("comparing the next improver with the live one"):
         figures = run_stage(child, "compare", "training.promotion:compare", lambda _: None)
-    rates = [WinRate(**figures[kind]["win_rate"]) for kind in KINDS]
-    bars = decide(*rates, child.feedback.tolerance)
+    rates = {kind: WinRate(**figures[kind]["win_rate"]) for kind in KINDS}
+    bars = decide(rates["feedback"], rates["original"], child.feedback.tolerance)
     decision = {
         "generation": child.generation.number,
         "promoted": all(bar.passed for bar in bars),
@@ -226,12 +226,10 @@ def show(decision: dict[str, Any], root: Path, console: Console) -> None:
     number = decision["generation"]
     title = f"generation {number} against the one before (judge: {decision['judge']})"
     table = Table(title=title, title_justify="left")
-    for column in ("", "figures", "wanted", ""):
+    for column in ("", "figures", "wanted", "holds"):
         table.add_column(column)
     for bar in decision["reasons"]:
-        table.add_row(
-            bar["name"], bar["figure"], bar["wanted"], "holds" if bar["passed"] else "does not hold"
-        )
+        table.add_row(bar["name"], bar["figure"], bar["wanted"], "yes" if bar["passed"] else "no")
     for kind in KINDS:
         found = decision[kind]["gap_reward_accuracy"]
         text = (

@@ -144,13 +144,8 @@ def compare(worker: Worker) -> dict[str, Any]:
     gold = config.data.format == "helpdesk"
     figures: dict[str, Any] = {"judge": "gold" if gold else "live gap reward"}
     if gold:
-        scores = [
-            [
-                gold_score(pair.prompt[-1]["content"], text)
-                for (_, pair), text in zip(examples, each, strict=True)
-            ]
-            for each in (texts["live"], texts["next"])
-        ]
+        prompts = [pair.prompt[-1]["content"] for _, pair in examples]
+        scores = [[gold_score(x, y) for x, y in zip(prompts, texts[name], strict=True)] for name in runs]
         outcomes = outcomes_of_scores(*scores)
     else:
         rows = [(pair.prompt, new, old) for (_, pair), old, new in judged]
@@ -165,8 +160,8 @@ def compare(worker: Worker) -> dict[str, Any]:
             }
         heldout = pairs[kind][: config.feedback.prompts]
         known = [(pair.prompt, pair.chosen, pair.rejected) for pair in heldout]
-        right = (win_probabilities(config, run, known) for run in runs.values())
-        figures[kind]["gap_reward_accuracy"] = asdict(accuracy(*right, seed=config.seed))
+        before, after = (win_probabilities(config, run, known) for run in runs.values())
+        figures[kind]["gap_reward_accuracy"] = asdict(accuracy(before, after, config.seed))
     _write_examples(config.output / "comparison.jsonl", judged, outcomes)
     return figures
 

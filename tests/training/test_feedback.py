@@ -1,4 +1,4 @@
-"""Later generations: what feedback becomes, when one is promoted, what is written down, and what a kill leaves."""
+"""Later generations: what feedback becomes, when one is promoted, what is written, what a kill leaves."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.training.helpers import TINY, pairs, publish_tiny, tiny_config
+from tests.training.helpers import TINY, publish_tiny, tiny_config
 from training.checkpoint import check_files, content_hash, update_manifest
 from training.config import GenerationConfig, RunConfig
 from training.data import PreferencePair, load_pairs, write_pairs
@@ -262,7 +262,7 @@ def test_a_reader_of_the_live_link_never_finds_it_missing(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".live")] == []
 
 
-# ---------------------------------------------------------------------------------------------------- all of it
+# ---------------------------------------------------------------------------------------------------- all
 
 
 @pytest.mark.slow
