@@ -10,10 +10,10 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help setup demo test lint format types check bench pins clean distclean
+.PHONY: help setup demo test lint format types check bench bench-training pins clean distclean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup:  ## create .venv with everything in it (PYTHON=... picks the interpreter)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found: apt-get install python3 python3-venv" >&2; exit 1; }
@@ -40,6 +40,9 @@ check: lint types  ## lint, types and the fast tests
 
 bench: setup  ## evaluate the checkpoints of the demo with its gold scorer
 	$(BIN)/pit-train evaluate training/configs/demo.yaml
+
+bench-training: setup  ## training stages beside plain TRL: tokens a second, memory (about ten minutes)
+	$(BIN)/python scripts/bench_training.py
 
 pins: setup  ## write constraints.txt from what .venv holds
 	@scripts/pins.sh

@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training.chat import encode
 from training.corpus import base_corpus, tokenizer_texts
+from training.lengths import scratch_positions
 from training.models import scratch_model
 from training.optim import make_optimizer
 from training.release import release_lm
@@ -24,10 +25,8 @@ def train_base(worker: Worker) -> None:
     """Train and publish `base`."""
     config = worker.config
     assert config.base.optimizer is not None
-    length = config.length
     documents = base_corpus(config)
-    # Feedback and rewriting (Self-Refine) make the longest conversations: four turns, each a response long.
-    positions = -(-(length.prompt + length.reference + 3 * length.response + 32) // 64) * 64
+    positions = scratch_positions(config.length)
     tokenizer = train_tokenizer(tokenizer_texts(config, documents), config.base.model.vocabulary, positions)
     model = scratch_model(config, tokenizer, positions)
     rows = encode(tokenizer, documents)

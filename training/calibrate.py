@@ -123,7 +123,7 @@ def calibrate(worker: Worker) -> dict[str, Any]:
     names = gap_reward_names(config)
     # The members of an ensemble share one tokenizer, so the first one's decides which pairs fit.
     pairs = fitting_pairs(worker, load_reading_tokenizer(config.output / names[0]), "heldout")
-    rows, better = _orders(pairs)
+    rows, better = orders(pairs)
     half = len(rows) // 2
     reads = "candidate" if config.gap_turn is None else "pair"
     result: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def calibrate(worker: Worker) -> dict[str, Any]:
     return result
 
 
-def _orders(pairs: Sequence[PreferencePair]) -> tuple[list[tuple[Any, str, str]], list[bool]]:
+def orders(pairs: Sequence[PreferencePair]) -> tuple[list[tuple[Any, str, str]], list[bool]]:
     """Alternate which response stands first, so that half of the outcomes are "better"."""
     rows, better = [], []
     for i, pair in enumerate(pairs):

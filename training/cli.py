@@ -23,6 +23,12 @@ def run(
     config: Annotated[Path, typer.Argument(help="A YAML file, see training/configs.")],
     overrides: Overrides = None,
     retrain: Annotated[bool, typer.Option(help="Train stages again whose settings changed.")] = False,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage, such as gap_reward.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything and estimate memory and time; train and write nothing.")
+    ] = False,
     from_feedback: Annotated[
         Path | None,
         typer.Option(
@@ -37,12 +43,32 @@ def run(
     from training.config import load_config
     from training.pipeline import run as run_pipeline
 
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from training.estimate import dry_run as estimate_run
+
+        estimate_run(settings, Console())
+        return
     if from_feedback is not None:
         from training.generations import run_generation
 
-        run_generation(load_config(config, overrides or []), from_feedback, Console(), retrain=retrain)
+        run_generation(settings, from_feedback, Console(), retrain=retrain)
         return
-    run_pipeline(load_config(config, overrides or []), Console(), retrain=retrain)
+    run_pipeline(settings, Console(), retrain=retrain, until=until)
+
+
+@app.command()
+def accuracy(
+    config: Annotated[Path, typer.Argument(help="The YAML file that the run was trained with.")],
+    overrides: Overrides = None,
+) -> None:
+    """How often the rewards, a length rule and a bag of words agree with people on held-out pairs."""
+    from rich.console import Console
+
+    from training.accuracy import accuracy as run_accuracy
+    from training.config import load_config
+
+    run_accuracy(load_config(config, overrides or []), Console())
 
 
 @app.command()

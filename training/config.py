@@ -34,7 +34,7 @@ class DataConfig(_Frozen):
     noise: float = Field(default=1.0, gt=0)
     heldout: int = Field(default=1_000, ge=10)
     split: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
-    split_key: Literal["prompt", "prompt+rejected"] = "prompt"
+    split_key: Literal["prompt", "prompt+rejected", "opening"] = "prompt"
 
     @model_validator(mode="after")
     def _path_fits_format(self) -> DataConfig:
@@ -232,6 +232,8 @@ class RlConfig(_Frozen):
     # Taken off the reward for each 4-gram of a response that stood in it before. Reward models see few loops
     # in their data and like longer answers; this is what keeps RL from repeating itself to please them.
     repetition_penalty: float = Field(default=0.5, ge=0)
+    rollouts: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
+    server: str | None = None
     # The same for each word above the length of the reference: for rewards that people's taste for long
     # answers has got into.
     length_penalty: float = Field(default=0.0, ge=0)
@@ -248,6 +250,8 @@ class RlConfig(_Frozen):
     def _some_steps(self) -> RlConfig:
         if not sum(self.steps):
             raise ValueError("steps must not be zero altogether")
+        if (self.rollouts == "vllm_server") != (self.server is not None):
+            raise ValueError("server (a URL) belongs to rollouts: vllm_server, and is needed there")
         return self
 
 
@@ -325,6 +329,8 @@ class RunConfig(_Frozen):
     improve_turn: str = "Please improve your answer."
     model: ModelConfig = ModelConfig()
     saves: int = Field(default=4, ge=1)
+    # Names that transformers' report_to knows (trackers.py); metrics.jsonl is written in any case.
+    trackers: tuple[str, ...] = ()
     data: DataConfig
     length: LengthBudget
     base: BaseConfig

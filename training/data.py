@@ -21,7 +21,12 @@ from training.errors import ConfigError, DataError
 from training.formats import Format, Record, read_records
 from training.formats import Message as Message
 
-SplitKey = Literal["prompt", "prompt+rejected"]
+SplitKey = Literal["prompt", "prompt+rejected", "opening"]
+# What to do where all pairs have one key.
+_FINER_KEY = {
+    "prompt": "Set split_key to prompt+rejected, the prompt is constant",
+    "opening": "Set split_key to prompt, all conversations have the same opening",
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,9 @@ def split_by_prompt(
 
     `split_key="prompt"` is the rule. Data whose prompt is one constant sentence (edits of a given draft:
     ParaDetox, Disfl-QA) would fall into a single part; there the draft is the question in truth, and
-    `"prompt+rejected"` keeps all rewrites of one draft together.
+    `"prompt+rejected"` keeps all rewrites of one draft together. Where conversations branch from a common
+    beginning (HH-RLHF), different prompts are about one matter; `"opening"` keeps those that begin with
+    the same user message together.
 
     Raises `ConfigError` for impossible fractions, `DataError` when a part would be empty.
     """
@@ -187,12 +194,9 @@ def split_by_prompt(
         parts[_part(key, fractions, seed)].append(pair)
     if not all(parts):
         sizes = ", ".join(str(len(part)) for part in parts)
-        constant = split_key == "prompt" and len(keys) == 1
         raise DataError(
             f"{len(pairs)} pairs with {len(keys)} different keys fall into parts of {sizes}: one is empty",
-            advice="Set split_key to prompt+rejected, the prompt is constant"
-            if constant
-            else "Use more data",
+            advice=_FINER_KEY.get(split_key, "Use more data") if len(keys) == 1 else "Use more data",
         )
     return parts
 
@@ -293,7 +297,14 @@ def _words(texts: Iterable[str]) -> dict[str, int]:
     return {"median": counts[last // 2], "p95": counts[round(0.95 * last)], "max": counts[-1]}
 
 
+def opening(pair: PreferencePair) -> str:
+    """The first user message of the conversation."""
+    return next(message["content"] for message in pair.prompt if message["role"] == "user")
+
+
 def _split_key(pair: PreferencePair, split_key: SplitKey) -> str:
+    if split_key == "opening":
+        return json.dumps(opening(pair))
     key: list[object] = [list(pair.prompt)]
     if split_key == "prompt+rejected":
         key.append(pair.rejected)

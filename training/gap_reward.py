@@ -80,15 +80,20 @@ def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str
 
 
 @torch.inference_mode()
-def score(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int) -> list[float]:
-    """Raw logits of encoded conversations, in their order (batches are of similar length)."""
+def score(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int,
+    tokens: int = TOKENS_A_BATCH,
+) -> list[float]:
+    """Raw logits of encoded conversations, in their order (batches of like length, of at most `tokens`)."""
     options = {} if is_encoder(model) else {"use_cache": False}
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     scores = [0.0] * len(sequences)
     model.eval()
     while order:
         # The longest of a batch decides what the others are padded to.
-        size = max(1, TOKENS_A_BATCH // max(1, len(sequences[order[-1]])))
+        size = max(1, tokens // max(1, len(sequences[order[-1]])))
         indices, order = order[-size:], order[:-size]
         inputs = pad_right([sequences[i] for i in indices], pad_token_id)
         logits = model(**{k: v.to(model.device) for k, v in inputs.items()}, **options).logits[:, 0]

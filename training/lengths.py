@@ -100,6 +100,12 @@ def check_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: Pre
         )
 
 
+def scratch_positions(budget: LengthBudget) -> int:
+    """Positions of a model from scratch: feedback and rewriting (Self-Refine) make the longest conversations,
+    four turns, each a response long."""
+    return -(-(budget.prompt + budget.reference + 3 * budget.response + 32) // 64) * 64
+
+
 def _lengths(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair]
 ) -> list[tuple[int, int, int]]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
     """A freshly initialized language model, seeded."""
-    model_config = _scratch_config(config, tokenizer, positions)
+    model_config = scratch_config(config, tokenizer, positions)
     set_seed(config.seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
     start_attention(model, config.base.model.start)
@@ -48,7 +48,7 @@ def scratch_token_classifier(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int, labels: Sequence[str]
 ) -> PreTrainedModel:
     """A freshly initialized model that labels tokens; its attention starts with induction. Seeded."""
-    model_config = _scratch_config(config, tokenizer, positions)
+    model_config = scratch_config(config, tokenizer, positions)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: i for i, label in enumerate(labels)}
     model_config.classifier_dropout = 0.0
@@ -58,9 +58,8 @@ def scratch_token_classifier(
     return model
 
 
-def _scratch_config(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int
-) -> PretrainedConfig:
+def scratch_config(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PretrainedConfig:
+    """The configuration of a model from scratch, a language model or a classifier."""
     shape = config.base.model
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -89,8 +88,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{source}: the tokenizer has no chat template; use an instruction-tuned model")
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{source}: the tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _separate_padding(tokenizer)
     return tokenizer
 
 
@@ -105,8 +103,7 @@ def load_reading_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer.cls_token is None or tokenizer.sep_token is None:
             raise CheckpointError(f"{source}: the tokenizer has neither a chat template nor [CLS] and [SEP]")
         tokenizer.chat_template = PLAIN_TEMPLATE
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
+    _separate_padding(tokenizer)
     return tokenizer
 
 
@@ -202,6 +199,21 @@ def _tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: no tokenizer could be loaded: {_first_line(error)}") from error
+
+
+def _separate_padding(tokenizer: Any) -> None:
+    """Pad with another token than the one that ends a conversation.
+
+    transformers' reward models read the last token that is not padding, and would read the one before the
+    end. Padding is masked everywhere, so any other token will do.
+    """
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return
+    others = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.sep_token, *tokenizer.all_special_tokens)
+    known = [token for token in others if token is not None and token != tokenizer.eos_token]
+    tokenizer.pad_token = (
+        known[0] if known else tokenizer.convert_ids_to_tokens(int(tokenizer.eos_token_id == 0))
+    )
 
 
 def _inference_dtype() -> torch.dtype:

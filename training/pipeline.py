@@ -26,7 +26,9 @@ from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
+from training.rollouts import check_rollouts
 from training.runtime import Progress, run_stage, start_server
+from training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -86,23 +88,43 @@ def _improver_stage(config: RunConfig) -> Stage:
     return Stage("improver", "training.dpo:train_improver", "improver: DPO on judged refinements")
 
 
-def run(config: RunConfig, console: Console, *, retrain: bool = False) -> None:
-    """Run every stage that is not finished; calling it again after a kill goes on from the last save.
+def stages_until(config: RunConfig, last: str | None) -> list[Stage]:
+    """The stages up to and including `last`; all of them without it.
 
     Raises:
-        ConfigError: a finished stage was trained with other settings and `retrain` is off.
+        ConfigError: the run has no such stage; the message lists those it has.
+    """
+    found = stages(config)
+    names = [stage.name for stage in found]
+    if last is None:
+        return found
+    if last not in names:
+        raise ConfigError(f"--until {last}: this run has no such stage; choose one of {', '.join(names)}")
+    return found[: names.index(last) + 1]
+
+
+def run(config: RunConfig, console: Console, *, retrain: bool = False, until: str | None = None) -> None:
+    """Run every stage that is not finished; calling it again after a kill goes on from the last save.
+
+    With `until`, no stage after that one is run or looked at.
+
+    Raises:
+        ConfigError: a finished stage was trained with other settings and `retrain` is off, or there is no
+            stage `until`.
         TrainingError: a stage failed.
     """
     started = time.monotonic()
-    _check_batches(config)
+    check_settings(config)
+    todo = stages_until(config, until)
     # Before anything is written: a refused run leaves the finished one as it is.
-    finished = {stage.name for stage in stages(config) if _finished(config, stage, retrain)}
+    finished = {stage.name for stage in todo if _finished(config, stage, retrain)}
     config.output.mkdir(parents=True, exist_ok=True)
     with alone(config.output):
-        _run(config, console, finished, started, retrain)
+        _run(config, console, todo, finished, retrain)
+    console.print(f"[bold]{config.output}[/bold]: done in {_clock(time.monotonic() - started)}")
 
 
-def _run(config: RunConfig, console: Console, finished: set[str], started: float, retrain: bool) -> None:
+def _run(config: RunConfig, console: Console, todo: list[Stage], finished: set[str], retrain: bool) -> None:
     _save_config(config)
     if len(finished) < len(stages(config)):
         start_server()
@@ -112,17 +134,16 @@ def _run(config: RunConfig, console: Console, finished: set[str], started: float
     retraining = False
     calibration: dict[str, Any] = {}
     with _bar(console) as bar:
-        for stage in stages(config):
-            if stage.name == "policy":
-                calibration = _calibrate(config, bar)
+        for stage in todo:
             if not retraining and stage.name in finished:
                 shutil.rmtree(_stage_directory(config, stage), ignore_errors=True)
                 bar.console.print(f"[dim]{stage.name}: finished before[/dim]")
-                continue
-            retraining = retrain
-            seconds[stage.name] = _run_with_bar(config, stage, bar)
-    console.print(summary(config, seconds, calibration))
-    console.print(f"[bold]{config.output}[/bold]: done in {_clock(time.monotonic() - started)}")
+            else:
+                retraining = retrain
+                seconds[stage.name] = _run_with_bar(config, stage, bar)
+            if stage.name == gap_reward_names(config)[-1]:
+                calibration = _calibrate(config, bar)
+    console.print(summary(config, todo, seconds, calibration))
 
 
 @contextmanager
@@ -190,7 +211,18 @@ def _calibrate(config: RunConfig, bar: Bar) -> dict[str, Any]:
     return dict(gaps[0]["calibration"])
 
 
-def _check_batches(config: RunConfig) -> None:
+def check_settings(config: RunConfig) -> None:
+    """What can be refused before any work.
+
+    Raises:
+        ConfigError: a batch does not divide, a tracker is not there, or vLLM cannot make the rollouts.
+    """
+    check_batches(config)
+    check_trackers(config)
+    check_rollouts(config)
+
+
+def check_batches(config: RunConfig) -> None:
     """Say before training that a batch does not divide between the processes, not hours into it."""
     rewards = ("reader", "reward", "gap_reward")
     for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver", "dpo_improver"):
@@ -248,19 +280,22 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def summary(config: RunConfig, seconds: dict[str, float], calibration: dict[str, Any]) -> Table:
+def summary(
+    config: RunConfig, done: list[Stage], seconds: dict[str, float], calibration: dict[str, Any]
+) -> Table:
     """A short table: each stage, its time, its last figures."""
     table = Table(title=config.name, title_justify="left")
     for column in ("stage", "time", "figures"):
         table.add_column(column)
     last = _last_metrics(config.output / "metrics.jsonl")
     shown = ("loss", "accuracy", "reward", "kl", "gold", "copied", "truncated")
-    for stage in stages(config):
+    for stage in done:
         known = last.get(stage.name, {})
         text = "  ".join(f"{name} {known[name]:.3f}" for name in shown if known.get(name) is not None)
         table.add_row(stage.name, _clock(seconds[stage.name]) if stage.name in seconds else "before", text)
     figures = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in calibration.items())
-    table.add_row("calibration", "", "  ".join(figures))
+    if calibration:
+        table.add_row("calibration", "", "  ".join(figures))
     return table
 
 

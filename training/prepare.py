@@ -23,19 +23,29 @@ def prepare_data(config: RunConfig) -> str:
         return prepare_feedback(config)
     directory = config.output / "data"
     directory.mkdir(parents=True, exist_ok=True)
-    training, heldout, reports = _read(config)
-    parts = split_by_prompt(training, config.data.split, config.seed, config.data.split_key)
-    for name, pairs in zip((*PARTS, "heldout"), (*parts, heldout), strict=True):
+    parts, reports = read_data(config)
+    for name, pairs in parts.items():
         write_pairs(directory / f"{name}.jsonl", pairs)
-    sizes = {name: len(pairs) for name, pairs in zip((*PARTS, "heldout"), (*parts, heldout), strict=True)}
     record = {
         "files": [report.as_dict() for report in reports],
-        "pairs": sizes,
+        "pairs": {name: len(pairs) for name, pairs in parts.items()},
     }
     (directory / "report.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     # Written last: its presence says that the data is whole.
     (directory / "settings.json").write_text(config.digest("base"), encoding="utf-8")
-    counts = ", ".join(f"{name} {count}" for name, count in sizes.items())
+    return data_summary(parts, reports)
+
+
+def read_data(config: RunConfig) -> tuple[dict[str, list[PreferencePair]], list[LoadReport]]:
+    """The pairs of each part (sft, reward, rl, heldout), and what was left out of each file."""
+    training, heldout, reports = _read(config)
+    parts = split_by_prompt(training, config.data.split, config.seed, config.data.split_key)
+    return dict(zip((*PARTS, "heldout"), (*parts, heldout), strict=True)), reports
+
+
+def data_summary(parts: dict[str, list[PreferencePair]], reports: list[LoadReport]) -> str:
+    """What a person should know about the data."""
+    counts = ", ".join(f"{name} {len(pairs)}" for name, pairs in parts.items())
     return "\n".join([*(report.text() for report in reports), f"pairs: {counts}"])
 
 

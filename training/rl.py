@@ -37,6 +37,7 @@ from training.models import (
 from training.monitors import Monitor, repeated_ngrams
 from training.paths import gap_reward_names
 from training.release import release_lm
+from training.rollouts import rollout_arguments
 from training.runtime import Worker
 from training.trainers import Reporter, batch_arguments, common_arguments, train, trained
 
@@ -134,8 +135,8 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             | batch_arguments(worker, rl.prompts * rl.samples, rl.micro_batch)
             | {
                 "learning_rate": rl.learning_rate,
-                "lr_scheduler_type": "constant_with_warmup",
-                "warmup_steps": 2,
+                # No warm-up: of the few steps, one would be spent at a learning rate of 0.
+                "lr_scheduler_type": "constant",
                 "logging_steps": 1,
                 "num_train_epochs": 1,
             },
@@ -147,6 +148,7 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
             shuffle_dataset=False,
             pad_to_multiple_of=None,
             disable_dropout=True,
+            **rollout_arguments(rl),
             model_init_kwargs=None
             if config.model.adapter
             else {"dtype": str(training_dtype(config)).removeprefix("torch.")},

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from training.config import OptimizerConfig, micro_batches
 from training.errors import Diverged
 from training.runtime import Progress, Worker
+from training.trackers import start_trackers
 
 # The share of the steps over which the `wsd` schedule falls to zero.
 DECAY = 0.4
@@ -41,7 +42,7 @@ def common_arguments(
         "bf16": model.dtype == "bfloat16" or (model.dtype == "auto" and not on_cpu),
         "gradient_checkpointing": model.gradient_checkpointing,
         "remove_unused_columns": False,
-        "report_to": [],
+        "report_to": start_trackers(worker),
         "disable_tqdm": True,
         "logging_steps": 10,
         "logging_first_step": True,

@@ -243,3 +243,28 @@ def test_packed_examples_do_not_see_each_other(tmp_path: Path) -> None:
             start = order.index(row[0])
             alone_ = model(torch.tensor([row])).logits[0]
             assert torch.allclose(together[start : start + len(row)], alone_, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["none", "end"])
+def test_the_token_that_ends_a_conversation_is_never_padding(tmp_path: Path, padding: str) -> None:
+    """Reward models of transformers read the last token that is not padding: RL and the server must agree."""
+    from training.gap_reward import pad_right, score
+    from training.models import load_reward_model, load_tokenizer
+
+    config = prepared(tmp_path / "run")
+    path = config.output / "base"
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings.pop("pad_token", None)
+    if padding == "end":
+        settings["pad_token"] = settings["eos_token"]
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer, model = load_tokenizer(path), load_reward_model(path, 1).eval()
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    sequence = [20, 30, 40, tokenizer.eos_token_id]
+    with torch.inference_mode():
+        inputs = pad_right([sequence], tokenizer.pad_token_id)
+        last = model.score(model.base_model(**inputs).last_hidden_state[:, -1]).item()
+    alone_, beside = score(model, [sequence, [*sequence, *sequence]], tokenizer.pad_token_id)
+    assert alone_ == pytest.approx(last, abs=1e-5)
+    assert beside != pytest.approx(last, abs=1e-5)

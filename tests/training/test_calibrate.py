@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.helpers import pairs, publish_tiny, tiny_config
-from training.calibrate import _orders, centred_gaps, expected_calibration_error, fit, sigmoid
+from training.calibrate import centred_gaps, expected_calibration_error, fit, orders, sigmoid
 
 
 @pytest.mark.parametrize(("a", "b"), [(2.0, 0.5), (0.7, -1.0), (5.0, 0.0)])
@@ -45,7 +45,7 @@ def test_sigmoid_never_overflows() -> None:
 
 
 def test_half_of_the_pairs_stand_the_other_way_round() -> None:
-    rows, better = _orders(pairs(4))
+    rows, better = orders(pairs(4))
     assert better == [True, False, True, False]
     assert (rows[1][1], rows[1][2]) == (pairs(4)[1].rejected, pairs(4)[1].chosen)
 

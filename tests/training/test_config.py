@@ -8,7 +8,7 @@ import pytest
 from tests.training.helpers import TINY, tiny_config
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
-from training.pipeline import _check_batches, stages
+from training.pipeline import check_batches, stages
 
 SHIPPED = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
 
@@ -21,7 +21,7 @@ def needed(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", [*SHIPPED, TINY], ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     config = load_config(path, needed(path))
-    _check_batches(config)
+    check_batches(config)
     assert len({config.digest(stage.name) for stage in stages(config)}) >= 6
 
 
@@ -122,6 +122,6 @@ def test_what_all_stages_read_changes_all_digests(override: str) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sft_policy.optimizer.batch: a batch of 8 .* 3 processes"):
-        _check_batches(tiny_config(tmp_path, "processes=3", "base.optimizer.batch=9"))
-    with pytest.raises(ConfigError, match="rl_policy: prompts × samples is 6"):
-        _check_batches(tiny_config(tmp_path, "processes=4", "rl_policy.samples=3"))
+        check_batches(tiny_config(tmp_path, "processes=3", "base.optimizer.batch=9"))
+    with pytest.raises(ConfigError, match=r"rl_policy.prompts × samples: a batch of 6"):
+        check_batches(tiny_config(tmp_path, "processes=4", "rl_policy.samples=3"))

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import LoadResult, Message, PreferencePair, load_pairs, split_by_prompt, write_pairs
+from training.data import (
+    LoadResult,
+    Message,
+    PreferencePair,
+    load_pairs,
+    opening,
+    split_by_prompt,
+    write_pairs,
+)
 from training.errors import ConfigError, DataError, TrainingError
 
 DATA = Path(os.environ.get("PIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -283,6 +292,20 @@ def test_paradetox_drafts_do_not_leak_between_the_parts() -> None:
     assert all(abs(len(part) / len(pairs) - 1 / 3) < 0.02 for part in parts)
 
 
+def test_hh_rlhf_conversations_of_one_opening_stay_in_one_part() -> None:
+    """The file has 1,769 prompts but 1,667 openings: split by prompt, some would stand in two parts."""
+    pairs = load_pairs("hh_rlhf", real("hh_rlhf/harmless-base.jsonl")).pairs
+
+    def openings(split_key: Any) -> list[set[str]]:
+        return [{opening(pair) for pair in part} for part in split_by_prompt(pairs, split_key=split_key)]
+
+    def shared(parts: list[set[str]]) -> int:
+        return sum(len(a & b) for a, b in combinations(parts, 2))
+
+    assert len(set().union(*openings("opening"))) == 1667
+    assert shared(openings("opening")) == 0 < shared(openings("prompt"))
+
+
 # ---------- laws
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
@@ -302,6 +325,23 @@ def pair_lists(draw: st.DrawFn) -> list[PreferencePair]:
         )
         for index, text in enumerate(prompts)
     ]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[PreferencePair]:
+    """Few openings, after a system message or not, and various ways to go on."""
+    openings = draw(st.lists(texts, min_size=2, max_size=4))
+    found = []
+    for index in range(draw(st.integers(1, 20))):
+        prompt = [Message(role="system", content=draw(texts))] if draw(st.booleans()) else []
+        prompt.append(Message(role="user", content=draw(st.sampled_from(openings))))
+        for _ in range(draw(st.integers(0, 2))):
+            prompt += [
+                Message(role="assistant", content=draw(texts)),
+                Message(role="user", content=draw(texts)),
+            ]
+        found.append(PreferencePair(f"p-{index}", tuple(prompt), draw(texts), draw(texts), "made"))
+    return found
 
 
 def split_or_none(pairs: list[PreferencePair], **options: Any) -> tuple[list[PreferencePair], ...] | None:
@@ -327,6 +367,16 @@ def test_law_the_parts_hold_every_pair_once_in_order_and_share_no_key(
         assert [pair.id for pair in part] == [pair.id for pair in pairs if pair in part]
     keys = [{(prompt_of(p), p.rejected if key != "prompt" else "") for p in part} for part in parts]
     assert not keys[0] & keys[1]
+
+
+@given(pairs=conversations(), seed=st.integers(0, 50))
+def test_law_no_opening_stands_in_two_parts(pairs: list[PreferencePair], seed: int) -> None:
+    parts = split_or_none(pairs, seed=seed, split_key="opening", fractions=(0.5, 0.5))
+    if parts is None:
+        return
+    assert Counter(pair.id for part in parts for pair in part) == Counter(pair.id for pair in pairs)
+    openings = [{next(m["content"] for m in p.prompt if m["role"] == "user") for p in part} for part in parts]
+    assert not openings[0] & openings[1]
 
 
 @given(pairs=pair_lists(), more=pair_lists(), seed=st.integers(0, 50), order=st.randoms())
@@ -366,6 +416,8 @@ def test_a_constant_prompt_is_split_by_its_drafts() -> None:
     assert sum(len({pair.rejected for pair in part}) for part in parts) == 30
     with pytest.raises(DataError, match="Use more data"):
         split_by_prompt(pairs[:2], split_key="prompt+rejected")
+    with pytest.raises(DataError, match=r"1 different keys.*Set split_key to prompt, all conversations"):
+        split_by_prompt(pairs, split_key="opening")
 
 
 @pytest.mark.parametrize("fractions", [(), (0.5, 0.6), (1.0, 0.0), (-0.5, 1.5), (float("nan"), 1.0)])
@@ -375,7 +427,7 @@ def test_impossible_fractions_are_a_configuration_error(fractions: tuple[float, 
 
 
 def test_an_unknown_split_key_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match=r"'id' is unknown; choose one of prompt, prompt.rejected"):
+    with pytest.raises(ConfigError, match=r"'id' is unknown; choose one of prompt, prompt.rejected, opening"):
         split_by_prompt([], split_key="id")  # type: ignore[arg-type]
 
 
