@@ -97,6 +97,8 @@ class Manifest(ManifestPart):
     gap: Gap | None = None
     base: str | None = None
     anchor: str | None = None
+    generation: int = 0
+    parent: str | None = None
     files: dict[str, str] = Field(min_length=1)
     golden: list[dict[str, Any]]
     version: str | None = None

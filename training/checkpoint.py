@@ -22,6 +22,7 @@ import torch
 
 from training.chat import encode, encode_completion, gap_messages, improver_messages
 from training.errors import CheckpointError
+from training.paths import lineage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,9 +62,12 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 def content_hash(directory: Path) -> str:
     """One hash for a model directory: over the lines "NAME HEX\n" of `hash_files`, sorted by name."""
-    lines = (
-        f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(hash_files(directory).items())
-    )
+    return hash_of_files(hash_files(directory))
+
+
+def hash_of_files(files: Mapping[str, str]) -> str:
+    """The content hash of a directory whose files have these hashes."""
+    lines = (f"{name} {digest.removeprefix('sha256:')}\n" for name, digest in sorted(files.items()))
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -134,10 +138,7 @@ def publish(
 
     `adapter`, where that directory exists, goes along as `adapter/`: the model without its base.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in directory.parent.glob(f".{directory.name}.*"):
-        shutil.rmtree(left_over, ignore_errors=True)  # of a run that was killed right here
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    temporary = _beside(directory)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     if adapter is not None and adapter.is_dir():
@@ -151,6 +152,7 @@ def publish(
         "gap": None,
         "base": provenance.base,
         "anchor": provenance.anchor,
+        **lineage(config, directory.name),
         "files": hash_files(temporary),
         "golden": list(golden),
         "data": dict(provenance.data),
@@ -159,23 +161,58 @@ def publish(
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "version": _version(),
     }
-    _write_json(temporary / MANIFEST, manifest)
+    write_json(temporary / MANIFEST, manifest)
     for path in (path for path in temporary.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    _rename(temporary, directory)
+
+
+def keep_checkpoint(source: Path, directory: Path, config: RunConfig) -> None:
+    """Publish a checkpoint of the generation before once more, as this one's; its files are shared on disk.
+
+    Raises:
+        CheckpointError: it is not the one that the configuration names.
+    """
+    if content_hash(source) != lineage(config, directory.name)["parent"]:
+        raise CheckpointError(f"{source} has changed since this generation was opened; put it back")
+    temporary = _beside(directory)
+    shutil.copytree(source, temporary, copy_function=_link_or_copy)
+    changes = {"config_hash": config.digest(directory.name), **lineage(config, directory.name)}
+    update_manifest(temporary, changes)
+    _rename(temporary, directory)
+
+
+def _beside(directory: Path) -> Path:
+    """A place to write before the rename."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in directory.parent.glob(f".{directory.name}.*"):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a run that was killed right here
+    return directory.with_name(f".{directory.name}.{os.getpid()}")
+
+
+def _rename(temporary: Path, directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
     temporary.rename(directory)
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    # Safe to share: a checkpoint's files are replaced, never written into.
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def update_manifest(directory: Path, changes: Mapping[str, Any]) -> None:
     """Replace fields of a published manifest (calibration comes after it), atomically."""
     manifest = {**read_manifest(directory), **changes}
     temporary = directory / f".{MANIFEST}.{os.getpid()}"
-    _write_json(temporary, manifest)
+    write_json(temporary, manifest)
     temporary.replace(directory / MANIFEST)
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
 def generation_golden(
@@ -236,14 +273,16 @@ def _context_length(model: PreTrainedModel, config: RunConfig) -> int:
     return limit
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record and sync it; the caller renames the file into its place."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(record, file, ensure_ascii=False, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make renames in a directory outlast a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

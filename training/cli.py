@@ -29,6 +29,13 @@ def run(
     dry_run: Annotated[
         bool, typer.Option(help="Check everything and estimate memory and time; train and write nothing.")
     ] = False,
+    from_feedback: Annotated[
+        Path | None,
+        typer.Option(
+            help="Preference pairs that a server exported (chat_pairs): from the finished run train the next "
+            "generation, compare it with the live one on held-out data, and promote it only if it is better."
+        ),
+    ] = None,
 ) -> None:
     """Run the whole pipeline; the same command again resumes a run that stopped."""
     from rich.console import Console
@@ -41,6 +48,11 @@ def run(
         from training.estimate import dry_run as estimate_run
 
         estimate_run(settings, Console())
+        return
+    if from_feedback is not None:
+        from training.generations import run_generation
+
+        run_generation(settings, from_feedback, Console(), retrain=retrain)
         return
     run_pipeline(settings, Console(), retrain=retrain, until=until)
 

@@ -284,6 +284,41 @@ class EvaluationConfig(_Frozen):
     judge: Literal["gold", "edit", "edit+toxicity"] | None = None
 
 
+class FeedbackConfig(_Frozen):
+    """The next generation from users' feedback (`pit-train run CONFIG --from-feedback FILE`).
+
+    `replay`: earlier pairs beside each pair of feedback, against forgetting. `heldout`: share of the prompts
+    kept for calibration and comparison; `minimum`: fewest usable pairs. `prompts`: held-out prompts of each
+    kind that the comparison takes at most. `tolerance`: how much worse than the live improver, as a
+    difference of win rates, the next one may be on the original prompts (95% bound).
+    A section given here stands in the place of the run's own.
+    """
+
+    replay: float = Field(default=1.0, ge=0)
+    heldout: float = Field(default=0.25, gt=0, lt=1)
+    minimum: int = Field(default=200, ge=10)
+    prompts: int = Field(default=500, ge=10)
+    tolerance: float = Field(default=0.02, ge=0, le=1)
+    sft_improver: SftConfig | None = None
+    gap_reward: GapRewardConfig | None = None
+    rl_improver: RlConfig | None = None
+    dpo_improver: DpoConfig | None = None
+
+
+class GenerationConfig(_Frozen):
+    """Where a later generation goes on from. Written by `--from-feedback` (generations.py), not by hand.
+
+    `parent` is the run directory of the generation before, `checkpoints` the content hash of each model in
+    it; `file` holds the feedback, `feedback` is its hash.
+    """
+
+    number: int = Field(ge=1)
+    parent: Path
+    checkpoints: dict[str, str]
+    file: Path
+    feedback: str
+
+
 class RunConfig(_Frozen):
     """A whole run, preference pairs in, policy, improver and gap reward out."""
 
@@ -309,6 +344,8 @@ class RunConfig(_Frozen):
     dpo_improver: DpoConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    generation: GenerationConfig | None = None
 
     @model_validator(mode="after")
     def _stages_fit(self) -> RunConfig:
@@ -370,6 +407,10 @@ class RunConfig(_Frozen):
     def digest(self, stage: str) -> str:
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
+        if self.generation is not None:
+            # What is read, by content, wherever it stands.
+            record["generation"] = self.generation.model_dump(mode="json", exclude={"parent", "file"})
+            record["feedback"] = [self.feedback.replay, self.feedback.heldout]
         return "sha256:" + hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -201,6 +201,20 @@ def split_by_prompt(
     return parts
 
 
+def without_keys_of(
+    pairs: Sequence[PreferencePair], others: Sequence[PreferencePair], split_key: SplitKey = "prompt"
+) -> list[PreferencePair]:
+    """The pairs that `split_by_prompt` would never put into one part with any of `others`' because of a
+    shared key."""
+    keys = {_split_key(pair, split_key) for pair in others}
+    return [pair for pair in pairs if _split_key(pair, split_key) not in keys]
+
+
+def one_a_key(pairs: Sequence[PreferencePair], split_key: SplitKey = "prompt") -> list[PreferencePair]:
+    """The first pair of each key: examples that do not depend on each other."""
+    return list({_split_key(pair, split_key): pair for pair in reversed(pairs)}.values())[::-1]
+
+
 def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> int:
     """How many prompts stand in both: what is trained on must not be judged on."""
     return len({json.dumps(p.prompt) for p in pairs} & {json.dumps(p.prompt) for p in others})

@@ -24,7 +24,7 @@ from training.lengths import reward_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import is_encoder, load_reading_tokenizer, reward_model_to_train
 from training.optim import make_optimizer
-from training.paths import gap_reward_names
+from training.paths import gap_reward_names, gap_reward_source
 from training.prefix_tree import RowScorer, TreeScorer, collate, merge, plain_module
 from training.release import release_reward_model
 from training.runtime import Worker
@@ -121,7 +121,7 @@ def train_gap_reward(worker: Worker) -> None:
     config, gap = worker.config, worker.config.gap_reward
     member = gap_reward_names(config).index(worker.stage)
     seed = config.seed + member
-    source = gap.path or str(config.output / gap.start)
+    source = gap_reward_source(config, worker.stage)
     tokenizer, model = load_reading_tokenizer(source), reward_model_to_train(config, source, seed)
     encoder = is_encoder(plain_module(model))
     pairs = reward_pairs(worker, tokenizer, gap.optimizer)

@@ -226,7 +226,9 @@ def _frozen_dtype(config: RunConfig) -> torch.dtype:
 
 def _scorer_base(config: RunConfig, source: Path | str) -> str:
     """What a reward model's adapter lies over: the base, or the model that `gap_reward.path` names."""
-    return str(source) if str(source) == config.gap_reward.path else base_source(config)
+    path = config.gap_reward.path
+    # A later generation trains no other reward than the gap reward.
+    return path if path and (config.generation or str(source) == path) else base_source(config)
 
 
 def _load_scorer(source: str | Path, seed: int, dtype: torch.dtype, **arguments: Any) -> PreTrainedModel:

@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig
+
+OPENED = "generation.json"
+"""What a later generation was opened with (generations.py); its `parent` is relative to generation 0."""
 
 
 def base_source(config: RunConfig) -> str:
     """The directory or hub name of the base model."""
     return config.base.path or str(config.output / "base")
+
+
+def improver_source(config: RunConfig) -> str:
+    """What the improver's fine-tuning starts from: the base, or the improver of the generation before."""
+    generation = config.generation
+    return str(generation.parent / "improver") if generation else base_source(config)
+
+
+def gap_reward_source(config: RunConfig, name: str) -> str:
+    """What a gap reward starts from: the configured start, or the same one of the generation before."""
+    if config.generation is not None:
+        return str(config.generation.parent / name)
+    return config.gap_reward.path or str(config.output / config.gap_reward.start)
+
+
+def original_run(config: RunConfig) -> Path:
+    """The directory of generation 0 (generations.py lays the others out under it)."""
+    return config.output.parents[1] if config.generation else config.output
+
+
+def ancestors(config: RunConfig) -> list[Path]:
+    """The directories of the generations that this one descends from, newest first, without generation 0."""
+    root, found = original_run(config), list[Path]()
+    at = config.generation.parent if config.generation else root
+    while at != root:
+        found.append(at)
+        parent = json.loads((at / OPENED).read_text(encoding="utf-8"))["parent"]
+        at = Path(os.path.normpath(root / parent))
+    return found
+
+
+def lineage(config: RunConfig, stage: str) -> dict[str, Any]:
+    """The manifest's `generation`, and `parent`: the hash of the checkpoint of the generation before that
+    this stage goes on from (None in the first)."""
+    generation = config.generation
+    if generation is None:
+        return {"generation": 0, "parent": None}
+    name = "improver" if stage == "improver_sft" else stage
+    return {"generation": generation.number, "parent": generation.checkpoints.get(name)}
 
 
 def gap_reward_names(config: RunConfig) -> list[str]:

@@ -42,6 +42,8 @@ class Stage:
 
 def stages(config: RunConfig) -> list[Stage]:
     """Every model stage, in order."""
+    if config.generation is not None:
+        return _generation_stages(config)
     found = []
     if config.base.path is None:
         found.append(Stage("base", "training.base:train_base", "base model from scratch"))
@@ -57,12 +59,33 @@ def stages(config: RunConfig) -> list[Stage]:
         found.append(Stage("policy", "training.rl:train_policy", "policy: RLOO on the reward"))
     else:
         found.append(Stage("policy", "training.sft:promote_policy", "policy: as after fine-tuning"))
+    found.append(_improver_stage(config))
+    return found
+
+
+def _generation_stages(config: RunConfig) -> list[Stage]:
+    """A later generation trains gap reward and improver, and keeps what else they read (release.py)."""
+    assert config.generation is not None
+    keep = "training.release:keep"
+    known = [name for name in ("base", "reward", "policy") if name in config.generation.checkpoints]
+    kept = [Stage(name, keep, f"{name}: of the generation before") for name in known]
+    return [
+        *kept[:-1],
+        Stage("improver_sft", "training.sft:train_improver", "improver: fine-tuning goes on, with feedback"),
+        *(
+            Stage(name, "training.gap_reward:train_gap_reward", "gap reward: goes on, with feedback")
+            for name in gap_reward_names(config)
+        ),
+        kept[-1],
+        _improver_stage(config),
+    ]
+
+
+def _improver_stage(config: RunConfig) -> Stage:
     if config.rl_improver is not None:
         meaning = "improver: RLOO on the gap reward, phases 0 and 1"
-        found.append(Stage("improver", "training.rl:train_improver", meaning))
-    else:
-        found.append(Stage("improver", "training.dpo:train_improver", "improver: DPO on judged refinements"))
-    return found
+        return Stage("improver", "training.rl:train_improver", meaning)
+    return Stage("improver", "training.dpo:train_improver", "improver: DPO on judged refinements")
 
 
 def stages_until(config: RunConfig, last: str | None) -> list[Stage]:
@@ -96,7 +119,7 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False, until: st
     # Before anything is written: a refused run leaves the finished one as it is.
     finished = {stage.name for stage in todo if _finished(config, stage, retrain)}
     config.output.mkdir(parents=True, exist_ok=True)
-    with _alone(config.output):
+    with alone(config.output):
         _run(config, console, todo, finished, retrain)
     console.print(f"[bold]{config.output}[/bold]: done in {_clock(time.monotonic() - started)}")
 
@@ -124,7 +147,7 @@ def _run(config: RunConfig, console: Console, todo: list[Stage], finished: set[s
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Hold the directory for this run; the operating system gives it back also after a kill."""
     with (directory / ".lock").open("w") as file:
         try:

@@ -11,6 +11,7 @@ import json
 from training.config import RunConfig
 from training.data import LoadReport, PreferencePair, load_pairs, split_by_prompt, write_pairs
 from training.errors import DataError
+from training.feedback import prepare_feedback
 from training.synthetic import make_pairs
 
 PARTS = ("sft", "reward", "rl")
@@ -18,6 +19,8 @@ PARTS = ("sft", "reward", "rl")
 
 def prepare_data(config: RunConfig) -> str:
     """Write the four files and `report.json`; return what a person should know about the data."""
+    if config.generation is not None:
+        return prepare_feedback(config)
     directory = config.output / "data"
     directory.mkdir(parents=True, exist_ok=True)
     parts, reports = read_data(config)

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from training.adapters import DIRECTORY
-from training.checkpoint import Provenance, Role, content_hash, generation_golden, publish, score_golden
+from training.checkpoint import (
+    Provenance,
+    Role,
+    content_hash,
+    generation_golden,
+    keep_checkpoint,
+    publish,
+    score_golden,
+)
 from training.lengths import golden_pairs
 from training.models import plain_causal_lm, plain_reward_model, recommend_sampling
 from training.paths import data_record
@@ -58,6 +66,14 @@ def release_reward_model(
     )
     provenance = Provenance(_hash(source), None, data_record(config), {})
     publish(config.output / worker.stage, plain, tokenizer, config, role, golden, provenance, adapter)
+
+
+def keep(worker: Worker) -> None:
+    """Publish what a later generation reads and does not train: the same model of the generation before."""
+    config = worker.config
+    assert config.generation is not None
+    if worker.main:
+        keep_checkpoint(config.generation.parent / worker.stage, config.output / worker.stage, config)
 
 
 def _hash(source: Path | str | None) -> str | None:

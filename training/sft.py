@@ -24,7 +24,7 @@ from training.data import PreferencePair
 from training.lengths import check_room, fitting_pairs
 from training.models import causal_lm_to_train, load_causal_lm, load_tokenizer
 from training.optim import make_optimizer
-from training.paths import base_source
+from training.paths import base_source, improver_source
 from training.release import release_lm
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train, trained
@@ -32,26 +32,31 @@ from training.trainers import Reporter, common_arguments, train, trained
 
 def train_policy(worker: Worker) -> None:
     """Train and publish `policy_sft`."""
-    _train(worker, worker.config.sft_policy, lambda pair: list(pair.prompt), "policy")
+    config = worker.config
+    _train(worker, config.sft_policy, base_source(config), lambda pair: list(pair.prompt), "policy")
 
 
 def train_improver(worker: Worker) -> None:
     """Train and publish `improver_sft`."""
-    turn = worker.config.improve_turn
+    config, turn = worker.config, worker.config.improve_turn
     _train(
         worker,
-        worker.config.sft_improver,
+        config.sft_improver,
+        improver_source(config),
         lambda pair: improver_messages(pair.prompt, pair.rejected, turn),
         "improver",
     )
 
 
 def _train(
-    worker: Worker, sft: SftConfig, question: Callable[[PreferencePair], Conversation], role: Role
+    worker: Worker,
+    sft: SftConfig,
+    source: str,
+    question: Callable[[PreferencePair], Conversation],
+    role: Role,
 ) -> None:
     """`question` gives what the model reads before y_w."""
     config = worker.config
-    source = base_source(config)
     tokenizer, model = load_tokenizer(source), causal_lm_to_train(config, source)
     check_room(config, tokenizer, model)
     positions = int(model.config.get_text_config().max_position_embeddings)
