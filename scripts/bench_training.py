@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -342,6 +343,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
     if arguments.child:
         child(arguments.child[0], arguments.child[1], arguments, arguments.output)
         return
@@ -357,6 +360,7 @@ def report(arguments: argparse.Namespace, output: Path) -> None:
     from rich.table import Table
 
     console = Console()
+    transformers.utils.logging.disable_progress_bar()
     prepare(arguments, output)
     peak = matmul_peak()
     table = Table(

@@ -51,7 +51,8 @@ def kill_when(output: Path, reached: Callable[[], bool], *arguments: str) -> Non
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
