@@ -11,7 +11,7 @@ from app.engines import golden
 from app.engines.base import Engine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import EngineStarter, VllmEngine, import_engine, prepare_environment
-from app.errors import AppError, CheckpointError, Overloaded
+from app.errors import AppError, CheckpointError, Overloaded, StoreError
 from app.improve.gate import GapCalibration
 from app.improve.options import Models
 from app.settings import Settings
@@ -174,7 +174,7 @@ class Runtime:
         try:
             self.served = await self.factory(self.settings)
             self.ready_after_s = time.monotonic() - self._started
-        except CheckpointError as error:
+        except (CheckpointError, StoreError) as error:
             self.failure = str(error)
         except Exception as error:
             log.exception("start-up failed")
