@@ -49,7 +49,7 @@ runs = Table(
 run_events = Table(
     "run_events",
     metadata,
-    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("type", String(32), nullable=False),
     Column("data", Text, nullable=False),

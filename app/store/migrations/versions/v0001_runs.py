@@ -34,7 +34,7 @@ def upgrade() -> None:
     op.create_index("runs_by_state", "runs", ["state", "server"])
     op.create_table(
         "run_events",
-        sa.Column("run_id", sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("run_id", sa.String(64), sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("type", sa.String(32), nullable=False),
         sa.Column("data", sa.Text, nullable=False),
