@@ -88,7 +88,7 @@ class RunWriter:
     async def _loop(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_S if self._pending or self._unwanted else None):
+                async with asyncio.timeout(FLUSH_S):
                     await self._wake.wait()
             self._wake.clear()
             if not self._pending and not self._unwanted:

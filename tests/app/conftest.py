@@ -51,11 +51,13 @@ async def new_postgres(cluster: str) -> str:
 
 
 async def execute(url: str, statement: str) -> list[Any]:
-    """Run one statement outside of a transaction, and give its rows."""
+    """Run one statement, and give its rows."""
     database = Database(url)
-    engine = database.engine.execution_options(isolation_level="AUTOCOMMIT", reading=True)
+    engine = database.engine
+    if not database.is_sqlite:  # CREATE DATABASE is no part of a transaction
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
     try:
-        async with engine.connect() as connection:
+        async with engine.begin() as connection:
             done = await connection.exec_driver_sql(statement)
             return [tuple(row) for row in done] if done.returns_rows else []
     finally:

@@ -27,7 +27,7 @@ def cluster() -> Iterator[str]:
     programs = find_programs()
     if programs is None:
         raise RuntimeError(f"PostgreSQL is not installed: apt-get install {PACKAGE}")
-    # PostgreSQL refuses to run as root; a socket's path may have 107 bytes, so pytest's own directory won't do.
+    # PostgreSQL refuses to run as root. A socket's path may have 107 bytes: too few for pytest's directories.
     user = "nobody" if os.geteuid() == 0 else None
     root = Path(tempfile.mkdtemp(prefix="pit-pg-"))
     try:

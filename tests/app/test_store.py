@@ -1,17 +1,15 @@
 """Stored runs, on SQLite and on PostgreSQL: what was answered can be read again, byte for byte."""
 
 import asyncio
-import json
 from typing import Any
 
-import httpx
 import pytest
 
 from app.errors import EngineFailed
 from app.improve.options import Models
 from tests.app.conftest import Serve, execute
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
-from tests.app.test_api import assert_error, events_of, growing, longer_is_better
+from tests.app.test_api import assert_error, events_of, longer_is_better
 
 MESSAGES = [{"role": "user", "content": "What is the price ?"}]
 BODY: dict[str, Any] = {"messages": MESSAGES, "reference": "no", "seed": 3}
@@ -19,7 +17,7 @@ BODY: dict[str, Any] = {"messages": MESSAGES, "reference": "no", "seed": 3}
 
 def slow(delay_s: float = 0.02, **scorer: Any) -> Models:
     """Every iteration adds thirty words, one each `delay_s`, and is better."""
-    engine = FakeEngine(script=lambda m: growing(m) + " word" * 30, delay_s=delay_s)
+    engine = FakeEngine(script=lambda m: str(m[-2]["content"]) + " word" * 30, delay_s=delay_s)
     return fake_models(
         policy=FakeEngine(script=lambda _: "draft " * 30, delay_s=delay_s),
         improver=engine,
@@ -27,7 +25,7 @@ def slow(delay_s: float = 0.02, **scorer: Any) -> Models:
     )
 
 
-SLOW_BODY = BODY | {"max_tokens": 60, "max_iterations": 3}
+SLOW_BODY = BODY | {"max_tokens": 100, "max_iterations": 3}
 
 
 async def until_running(client: Any) -> str:
@@ -201,6 +199,3 @@ async def test_without_a_database_nothing_is_kept_and_that_is_said(serve: Serve)
     assert_error(await client.post("/v1/improve", json=BODY | {"store": True}), 400, None, "store")
 
 
-async def read(client: httpx.AsyncClient, run_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((await client.get(f"/v1/improve/{run_id}")).text)
-    return found
