@@ -3,18 +3,30 @@ responses."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from app.checkpoint import SamplingDefaults
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation. The last three only where a client of the chat API uses tools."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Functions that the model may call, in OpenAI's form. `choice` names one that it must call, or says
+    whether it may or must call any."""
+
+    functions: tuple[Mapping[str, Any], ...]
+    choice: Literal["auto", "none", "required"] | Mapping[str, Any] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,25 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token, its log-probability (natural log), and the likeliest tokens in its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call. The first of each `index` has `id` and `name`; `arguments` are pieces of JSON."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a completion. The last one carries `finish_reason`; `tokens` counts the end token too.
 
@@ -67,6 +98,8 @@ class Delta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     prompt_tokens: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +128,17 @@ class Engine(Protocol):
     model_id: str
     """The checkpoint's name, for the response's `models`."""
 
-    async def prepare(self, messages: Sequence[Message], *, count: bool = True) -> Prompt:
+    async def prepare(
+        self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
+    ) -> Prompt:
         """The conversation, with the generation prompt, as `generate` reads it.
 
         `count`: `Prompt.tokens` has to be known, whatever that costs. An engine that cannot tokenize gives
         an upper bound then. Raises `BadRequest` if the conversation cannot be rendered, `EngineFailed`.
         """
+
+    async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
+        """A text, or its token ids, that `generate` continues: no conversation, no template."""
 
     def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream one completion; the special end token is counted, not shown.

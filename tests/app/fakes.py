@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from app.checkpoint import SamplingDefaults
-from app.engines.base import Comparison, Delta, Message, Prompt, Sampling, Scores
+from app.engines.base import Comparison, Delta, Message, Prompt, Sampling, Scores, Tools
 from app.errors import AppError, ContextTooLong, EngineFailed
 from app.improve.gate import GapCalibration
 from app.improve.options import Models
@@ -61,7 +61,9 @@ class FakeEngine:
     samplings: list[Sampling] = field(default_factory=list)
     _chats: dict[int, list[Message]] = field(default_factory=dict)
 
-    async def prepare(self, messages: Sequence[Message], *, count: bool = True) -> Prompt:
+    async def prepare(
+        self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
+    ) -> Prompt:
         """One id for each turn's role and end, one for each word; the ids are hashes, the first names the
         chat."""
         text = "\n".join(f"{m['role']}:{m['content']}" for m in messages)
@@ -69,6 +71,11 @@ class FakeEngine:
         self._chats[name] = list(messages)
         ids = [name, *range(1, sum(2 + words_of(m["content"]) for m in messages) + 1)]
         return Prompt(ids, len(ids))
+
+    async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
+        if isinstance(text, str):
+            return await self.prepare([{"role": "text", "content": text}])
+        return Prompt(list(text), len(text))
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert isinstance(prompt.content, list)
