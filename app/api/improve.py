@@ -37,7 +37,7 @@ async def improve(body: ImproveRequest, request: Request) -> Any:
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
     runs: Runs = request.app.state.runs
-    run = runs.take(ImprovementRun(runtime.models, body.options()), body)
+    run = runs.take(await ImprovementRun.start(runtime.models, body.options()), body)
     if body.stream:
         return EventStream(run.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
 
