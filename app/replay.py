@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from app.terminal import ServerError, raise_for, server, word_diff
@@ -26,22 +25,25 @@ def list_runs(url: str, limit: int, after: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(page, indent=2))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("run", "created", "state", "stopped by"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("iterations", justify="right")
+    console = Console(soft_wrap=True, highlight=False)  # an id is never cut
+    if not page["data"]:
+        console.print("No runs are stored.")
+        return
+    console.print(f"{'run':36}  {'created':19}  {'state':9}  {'stopped by':14}  iterations", style="bold")
     for run in page["data"]:
-        table.add_row(
-            run["id"],
-            datetime.fromtimestamp(run["created"]).strftime("%Y-%m-%d %H:%M:%S"),
-            Text(run["state"], style=STATE_STYLES.get(run["state"], "")),
-            run["stop_reason"] or "",
-            "" if run["iterations"] is None else str(run["iterations"]),
-        )
-    console = Console()
-    console.print(table if page["data"] else "No runs are stored.")
+        console.print(_line(run))
     if page["has_more"]:
         console.print(f"Older ones: pit runs --after {page['data'][-1]['id']}", style="dim")
+
+
+def _line(run: dict[str, Any]) -> Text:
+    created = datetime.fromtimestamp(run["created"]).strftime("%Y-%m-%d %H:%M:%S")
+    iterations = "" if run["iterations"] is None else run["iterations"]
+    return Text.assemble(
+        f"{run['id']}  {created}  ",
+        (f"{run['state']:9}", STATE_STYLES.get(run["state"], "")),
+        f"  {run['stop_reason'] or '':14}  {iterations:>10}",
+    )
 
 
 def replay_in_terminal(url: str, run_id: str, as_json: bool) -> bool:

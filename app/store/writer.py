@@ -95,7 +95,7 @@ class RunWriter:
                 continue
             if not await self._turn():
                 await asyncio.sleep(RETRY_S)
-            if any(record.finished for record in self._pending.values()):
+            if self._unwanted or any(record.finished for record in self._pending.values()):
                 self._wake.set()
 
     async def _turn(self) -> bool:
