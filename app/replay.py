@@ -75,7 +75,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     ]
     names = sorted(old["models"].keys() | new["models"].keys())
     found = {
-        "models": [name for name in names if old["models"].get(name) != new["models"].get(name)],
+        "models": [name for name in names if _model(old, name) != _model(new, name)],
         "stop_reason": old["stop_reason"] != new["stop_reason"],
         "reference": old["reference"] != new["reference"],
         "response": old["response"] != new["response"],
@@ -99,8 +99,7 @@ def _close(old: float | None, new: float | None) -> bool:
 
 def _show(console: Console, found: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> None:
     for name in found["models"]:
-        was, now = old["models"].get(name, "none"), new["models"].get(name, "none")
-        console.print(Text(f"{name}: was {was}, is {now}", style="yellow"))
+        console.print(Text(f"{name}: was {_model(old, name)}, is {_model(new, name)}", style="yellow"))
     if found["identical"]:
         what = f": {len(new['iterations'])} iterations, stopped by {new['stop_reason']}"
         console.print(Text.assemble(("identical", "bold green"), what))
@@ -122,6 +121,12 @@ def _show(console: Console, found: dict[str, Any], old: dict[str, Any], new: dic
     if found["stop_reason"]:
         console.print(f"\nstopped by {old['stop_reason']} → {new['stop_reason']}", highlight=False)
     console.print(Text("different", style="bold red"))
+
+
+def _model(result: dict[str, Any], name: str) -> str:
+    """The model's name, with the beginning of its content hash."""
+    model, identity = result["models"].get(name, "none"), result["identities"].get(name)
+    return f"{model} ({identity[:19]}…)" if identity else str(model)
 
 
 def _heading(console: Console, title: str, note: str = "") -> None:

@@ -122,7 +122,9 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
 
 
 def _with_manifests(models: Models, checkpoints: dict[Flag, Checkpoint]) -> Models:
-    """Add what the manifests say about the improve turn and the gap."""
+    """Add what the manifests say about the improve turn, the gap, and which files these are."""
+    known = {str(flag): c.manifest.content_hash for flag, c in checkpoints.items() if c.manifest}
+    models = replace(models, identities=known)
     if (improver := checkpoints.get("improver")) and improver.manifest:
         models = replace(models, improve_turn=improver.manifest.improve_turn or "")
     reward = checkpoints.get("gap_reward")

@@ -196,7 +196,8 @@ class IterationOut(ResponseModel):
 
 
 class Improvement(ResponseModel):
-    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object` and `metadata`."""
+    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object`, `metadata` and whether
+    the run is stored. `identities` are content hashes of the models, where their manifests hold one."""
 
     id: str
     object: Literal["improvement"] = "improvement"
@@ -209,6 +210,7 @@ class Improvement(ResponseModel):
     stop_reason: StopReason
     usage: UsageOut
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
     seed: int
     ms: float

@@ -297,6 +297,7 @@ class ImprovementRun:
             stop_reason=stop_reason,
             usage=self.usage,
             models=self.plan.model_names(),
+            identities=self.plan.identities(),
             scoring=self.scoring,
             seed=self.seed,
             ms=1000 * (time.perf_counter() - self.started),

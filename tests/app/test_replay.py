@@ -113,7 +113,8 @@ def test_runs_lists_the_latest(serving: Serving) -> None:
 
 
 RESULT: dict[str, Any] = {
-    "models": {"improver": "a"}, "stop_reason": "gap", "reference": "x", "response": "y",
+    "models": {"improver": "a"}, "identities": {"improver": "sha256:1"}, "stop_reason": "gap",
+    "reference": "x", "response": "y",
     "iterations": [{"text": "y", "gap": 1.0, "accepted": True, "candidate": 0}],
 }  # fmt: skip
 ITERATION = RESULT["iterations"][0]
@@ -140,6 +141,11 @@ ITERATION = RESULT["iterations"][0]
 def test_what_counts_as_a_difference(change: dict[str, Any], identical: bool) -> None:
     assert difference(RESULT, RESULT | change)["identical"] is identical
     assert difference(RESULT | change, RESULT)["identical"] is identical
+
+
+def test_a_model_of_the_same_name_with_other_files_is_another() -> None:
+    found = difference(RESULT, RESULT | {"identities": {"improver": "sha256:2"}})
+    assert (found["identical"], found["models"]) == (True, ["improver"])
 
 
 def test_db_upgrade_says_what_it_did(tmp_path: Path) -> None:
