@@ -2,6 +2,7 @@
 leaves."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncGenerator
@@ -15,6 +16,7 @@ import uvicorn
 
 from app.engines.vllm import VllmEngine
 from app.main import create_app
+from app.replay import difference
 from app.runtime import Served
 from app.settings import Settings
 
@@ -23,8 +25,9 @@ MESSAGES: list[Any] = [{"role": "user", "content": "What is the price of the lam
 
 
 @pytest.fixture(scope="session")
-async def url(served: Served) -> AsyncGenerator[str, None]:
-    """The session's engine behind HTTP."""
+async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[str, None]:
+    """The session's engine behind HTTP, with a store."""
+    settings = Settings(database=f"sqlite:///{tmp_path_factory.mktemp('store')}/pit.db")
 
     async def close() -> None:
         """The engine goes on: other tests use it."""
@@ -33,7 +36,7 @@ async def url(served: Served) -> AsyncGenerator[str, None]:
         return Served(served.models, close, served.engine_version)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(), factory), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, factory), log_level="error"))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
@@ -162,6 +165,36 @@ async def test_many_runs_side_by_side_do_not_mix(http: httpx.AsyncClient) -> Non
         alone = (await http.post("/v1/improve", json=bodies[n])).json()
         assert answers[n].json()["reference"] == alone["reference"]
         assert answers[n].json()["response"] == alone["response"]
+
+
+async def test_a_stored_run_replays_identically(http: httpx.AsyncClient, real_engine: VllmEngine) -> None:
+    """A seed was drawn, sampling is warm, other runs were in the batch: the same run again, and no other
+    model."""
+    body = {"messages": MESSAGES, "candidates": 3, "patience": 2, "max_tokens": 12, "temperature": 1.0}
+    answers = await asyncio.gather(*(http.post("/v1/improve", json=body) for _ in range(4)))
+    for answer in answers:
+        run = (await http.get(f"/v1/improve/{answer.json()['id']}")).json()
+        again = (await http.post("/v1/improve", json=run["request"])).json()
+        found = difference(run["result"], again)
+        assert found["identical"], found
+        assert found["models"] == []
+        assert again["identities"].keys() == again["models"].keys()
+
+
+async def test_a_run_is_cancelled_in_the_engine_and_its_caller_gets_its_best(
+    http: httpx.AsyncClient, real_engine: VllmEngine
+) -> None:
+    body = {"messages": MESSAGES, "reference": "No.", "max_tokens": 200, "candidates": 8, "stream": True}
+    async with http.stream("POST", "/v1/improve", json=body) as response:
+        lines = response.aiter_lines()
+        created = [await anext(lines) for _ in range(3)][2]
+        run_id = json.loads(created.removeprefix("data: "))["id"]
+        cancelled = (await http.post(f"/v1/improve/{run_id}/cancel")).json()
+        rest = [line async for line in lines if line.startswith("data: ")]
+    answer = json.loads(rest[-1].removeprefix("data: "))["improvement"]
+    assert (answer["stop_reason"], answer["response"], answer["stored"]) == ("cancelled", "No.", True)
+    assert (cancelled["state"], cancelled["result"]) == ("cancelled", answer)
+    assert not real_engine._llm.get_num_unfinished_requests()
 
 
 async def test_metrics_after_all_this(http: httpx.AsyncClient, checkpoints: dict[str, Path]) -> None:
