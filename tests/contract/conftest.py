@@ -1,6 +1,6 @@
 """Tiny checkpoints, and one real engine for the whole session."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.runtime import Served, start_models
 from app.settings import Settings
+from tests.contract.vllm_server import vllm_serve
 from tests.tiny import make_tiny_checkpoint
 
 
@@ -41,3 +42,16 @@ def real_engine(served: Served) -> VllmEngine:
 def real_scorer(served: Served) -> TransformersScorer:
     assert isinstance(served.models.scorer, TransformersScorer)
     return served.models.scorer
+
+
+@pytest.fixture(scope="session")
+def vllm_server(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL (without /v1) of vLLM's own server, with the checkpoint of `served` as model `policy`."""
+    log = tmp_path_factory.mktemp("vllm") / "server.log"
+    options = ("--served-model-name", "policy", "--max-model-len", "256", "--max-num-seqs", "64", "--seed", "0")
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    structured = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+    with vllm_serve(
+        checkpoints["both"], log, *options, *tools, "--structured-outputs-config", structured
+    ) as url:
+        yield url
