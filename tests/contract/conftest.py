@@ -48,7 +48,7 @@ def real_scorer(served: Served) -> TransformersScorer:
 def vllm_server(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL (without /v1) of vLLM's own server, with the checkpoint of `served` as model `policy`."""
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    options = ("--served-model-name", "policy", "--max-model-len", "256", "--max-num-seqs", "64", "--seed", "0")
+    options = ("--served-model-name", "policy", "--max-model-len", "256", "--max-num-seqs", "64")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     structured = '{"backend": "xgrammar", "disable_any_whitespace": true}'
     with vllm_serve(
