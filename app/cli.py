@@ -60,6 +60,10 @@ def serve(
         bool | None,
         typer.Option("--verify/--no-verify", help="Check hashes and golden samples  [default: verify]"),
     ] = None,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="vLLM's parser of tool calls, as hermes  [default: no tools]"),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error  [default: warning]")
     ] = None,

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.api import health, improve, openai
+from app.api import chat, completions, health, improve, models
 from app.errors import AppError, BadRequest, from_status
 from app.middleware import RequestContext, error_response
 from app.runtime import ModelFactory, Runtime, start_models
@@ -40,7 +40,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, openai, health):
+    for module in (improve, chat, completions, models, health):
         app.include_router(module.router)
     return app
 

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     scoring_timeout_s: float = Field(
         default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds"
     )
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
+    )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
     ping_interval_s: float = Field(
