@@ -244,9 +244,10 @@ class ChatCompletionRequest(GenerationRequest):
         if not self.tools:
             return None
         functions = tuple(tool.model_dump(exclude_none=True) for tool in self.tools)
+        parallel = self.parallel_tool_calls is not False
         if isinstance(self.tool_choice, NamedTool):
-            return Tools(functions, self.tool_choice.model_dump())
-        return Tools(functions, self.tool_choice or "auto")
+            return Tools(functions, self.tool_choice.model_dump(), parallel)
+        return Tools(functions, self.tool_choice or "auto", parallel)
 
     def options(self) -> Options:
         """The options of a run of the loop, for model pit. An assistant's message at the end is the reference

@@ -30,6 +30,8 @@ class Tools:
 
     functions: tuple[Mapping[str, Any], ...]
     choice: Literal["auto", "none", "required"] | Mapping[str, Any] = "auto"
+    parallel: bool = True
+    """Whether the model may call several at once."""
 
 
 @dataclass(frozen=True, slots=True)

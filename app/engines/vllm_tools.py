@@ -68,6 +68,7 @@ class ToolParsers:
             "messages": [],
             "tools": list(prompt.tools.functions),
             "tool_choice": prompt.tools.choice,
+            "parallel_tool_calls": prompt.tools.parallel,
         }
         if constraint is not None and constraint.schema is None:
             body["response_format"] = {"type": "json_object"}

@@ -2,7 +2,6 @@
 leaves."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -11,33 +10,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from app.engines.vllm import VllmEngine
-from app.main import create_app
-from app.runtime import Served
-from app.settings import Settings
 
 pytestmark = pytest.mark.engine
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the price of the lamp?"}]
-
-
-@pytest.fixture(scope="session")
-async def url(served: Served) -> AsyncGenerator[str, None]:
-    """The session's engine behind HTTP."""
-
-    async def close() -> None:
-        """The engine goes on: other tests use it."""
-
-    async def factory(_: Settings) -> Served:
-        return Served(served.models, close, served.engine_version)
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(), factory), log_level="error"))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    await task
 
 
 @pytest.fixture
