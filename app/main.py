@@ -45,6 +45,9 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     return app
 
 
+TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
+
+
 async def _app_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, AppError)
     return error_response(error)
@@ -63,6 +66,9 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     kind, place = first["type"], [str(part) for part in first["loc"] if part != "body"]
+    if kind != "extra_forbidden":
+        # Where a field takes several types, the place ends with the type that was tried.
+        place = [part for part in place if part not in TYPE_NAMES and "[" not in part]
     if kind == "json_invalid":
         return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
     name = _printable(".".join(place)) or None

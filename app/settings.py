@@ -1,7 +1,7 @@
 """Every setting of the server in one model: command line > PIT_* environment > YAML file > defaults."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     )
     tool_call_parser: str | None = Field(
         default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
+    )
+    served_model_name: tuple[Annotated[str, Field(pattern=r"^[^=\s]{1,200}=(policy|pit)$")], ...] = Field(
+        default=(), description="more names of the models, as NAME=policy or NAME=pit"
     )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")

@@ -41,7 +41,8 @@ def model_names(runtime: Runtime) -> dict[str, str]:
     """Every name that this server answers to, and the model that it means."""
     models = runtime.models
     found = (["policy"] if models.policy else []) + (["pit"] if models.policy and models.improver else [])
-    return {name: name for name in found}
+    aliases = dict(alias.split("=") for alias in runtime.settings.served_model_name)
+    return {name: name for name in found} | {n: model for n, model in aliases.items() if model in found}
 
 
 def _model(name: str, request: Request) -> dict[str, Any]:
