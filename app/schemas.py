@@ -49,7 +49,8 @@ class ChatMessage(RequestModel):
     content: Text | list[TextPart]
 
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """Parts are joined as vLLM joins them."""
+        return self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content)
 
 
 def _ends_with_user(messages: list[ChatMessage]) -> list[ChatMessage]:
@@ -103,32 +104,6 @@ class ImproveRequest(LoopOptions, SamplingOptions):
 
     def options(self) -> Options:
         return make_options(self.messages, self, self, self.max_tokens, self.reference)
-
-
-class StreamOptions(RequestModel):
-    include_usage: bool = False
-
-
-class ChatCompletionRequest(SamplingOptions):
-    """`POST /v1/chat/completions`. What is not listed here is refused with its name."""
-
-    model: Literal["policy", "pit"]
-    messages: Messages
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
-    store: Literal[False] | None = None
-    metadata: dict[str, Text] | None = Field(default=None, max_length=16)
-    user: Text | None = None
-    pit: LoopOptions | None = None
-
-    def options(self) -> Options:
-        limit = self.max_completion_tokens or self.max_tokens
-        return make_options(self.messages, self.pit or LoopOptions(), self, limit, None)
 
 
 class ScoreRequest(RequestModel):

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     )
     scoring_timeout_s: float = Field(
         default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds"
+    )
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
+    )
+    served_model_name: tuple[Annotated[str, Field(pattern=r"^[^=\s]{1,200}=(policy|pit)$")], ...] = Field(
+        default=(), description="more names of the models, as NAME=policy or NAME=pit"
     )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
