@@ -17,7 +17,7 @@ COPY app app
 COPY training training
 
 FROM build AS build-gateway
-RUN uv pip install --no-cache --constraints constraints.txt .
+RUN uv pip install --no-cache --constraints constraints.txt '.[postgres]'
 
 FROM build AS build-cpu
 RUN uv pip install --no-cache --constraints constraints.txt --overrides overrides.txt --torch-backend cpu '.[cpu]'

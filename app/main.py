@@ -30,7 +30,10 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     async def start(settings: Settings) -> Served:
         if kept.store:
             await kept.store.open()
-        return await factory(settings)
+        served = await factory(settings)
+        if kept.store:
+            kept.store.start()
+        return served
 
     runtime = Runtime(settings, start)
 

@@ -110,7 +110,7 @@ class Database:
         """Make the database fit for use: an SQLite file is created and migrated here; PostgreSQL is only
         looked at.
 
-        Raises `StoreError`. No connection stays open: engines are forked later, and SQLite's must not be.
+        Raises `StoreError`. No connection stays open: engines are forked later, and must not inherit one.
         """
         try:
             if self.is_sqlite:

@@ -57,6 +57,10 @@ class Store:
             self.problem = str(error)
             log.warning("not ready: %s", error)
             self._recheck = asyncio.create_task(self._until_usable())
+
+    def start(self) -> None:
+        """Begin to write and to keep order. Not before the engines are forked: these must not inherit a
+        connection."""
         self.writer.start()
         self.upkeep.start()
 

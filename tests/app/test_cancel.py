@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from app.improve.loop import ImprovementRun
+from app.schemas import ImproveRequest
 from tests.app.conftest import Serve, running
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 from tests.app.test_api import events_of
@@ -113,6 +115,25 @@ async def test_a_follower_that_goes_away_cancels_nothing(serve: Serve, database:
     await asyncio.sleep(0.1)
     follower.cancel()
     assert (await caller).json()["stop_reason"] == "max_iterations"
+
+
+async def test_a_reader_that_stops_stops_its_run(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a slow reader does not take does not pile up; the run can be cancelled all the same."""
+    monkeypatch.setattr("app.runs.MAX_LEAD", 5)
+    client = await serve(slow(delay_s=0), database="none")
+    app = client.app
+    runs = app.state.runs
+    run = await ImprovementRun.start(app.state.runtime.models, ImproveRequest(**SLOW_BODY).options())
+    live = runs.take(run, ImproveRequest(**SLOW_BODY))
+    stream = live.stream()
+    for _ in range(3):
+        await anext(stream)
+    await asyncio.sleep(0.3)
+    assert live._shown <= 3 + 5 + 1
+    await live.cancel()
+    assert live.record.state == "cancelled"
+    rest = [frame async for frame in stream]
+    assert b'"stop_reason":"cancelled"' in rest[-1]
 
 
 async def test_another_server_of_the_same_database_follows_and_cancels(serve: Serve, database: str) -> None:
