@@ -1,6 +1,7 @@
 """What one run is asked to do, and what it has to do it with."""
 
 import hashlib
+import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,6 +59,11 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     rubric: str = DEFAULT_RUBRIC
+
+
+def draw_seed() -> int:
+    """A seed of 32 bits for a run that was given none: so every run can be run again."""
+    return secrets.randbits(32)
 
 
 def derive_seed(seed: int | None, *place: object) -> int | None:
