@@ -172,5 +172,9 @@ class Scorer(Protocol):
         """Score a batch. Raises `ContextTooLong` for an input over `context_length`, `ScoringUnavailable`
         otherwise."""
 
+    async def check_health(self) -> None:
+        """Return when the scorer can work, for all that is known: it is asked before every run, so nothing is
+        scored for it. Raises `ScoringUnavailable`, whose message says what to do."""
+
     async def close(self) -> None:
         """Free the model. Calling it again does nothing."""

@@ -66,6 +66,7 @@ async def test_improve_answers_with_the_documented_fields(serve: Serve) -> None:
     assert answer["models"] == {"improver": "fake", "gap_reward": "fake-gap"}
     assert set(answer["iterations"][0]) == {
         "index", "text", "gap", "win_probability", "accepted", "finish_reason", "candidate", "usage", "ms",
+            "score_tokens", "violations", "edits",
     }  # fmt: skip
     parts = [answer["usage"][name] for name in ("draft", "improve", "score")]
     assert answer["usage"]["total_tokens"] == sum(p["prompt_tokens"] + p["completion_tokens"] for p in parts)
