@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from app.engines.supervise import SupervisedEngine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.runtime import Served, start_models
@@ -33,8 +34,9 @@ async def served(checkpoints: dict[str, Path]) -> AsyncGenerator[Served, None]:
 
 @pytest.fixture
 def real_engine(served: Served) -> VllmEngine:
-    assert isinstance(served.models.policy, VllmEngine)
-    return served.models.policy
+    assert isinstance(served.models.policy, SupervisedEngine)
+    assert isinstance(served.models.policy.engine, VllmEngine)
+    return served.models.policy.engine
 
 
 @pytest.fixture
