@@ -17,11 +17,10 @@ from training.data import (
     Message,
     PreferencePair,
     load_pairs,
-    opening,
-    split_by_prompt,
     write_pairs,
 )
 from training.errors import ConfigError, DataError, TrainingError
+from training.split import opening, split_by_prompt
 
 DATA = Path(os.environ.get("PIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -410,13 +409,13 @@ def test_the_split_is_the_same_in_every_process_and_another_with_another_seed() 
 def test_a_constant_prompt_is_split_by_its_drafts() -> None:
     ask = (Message(role="user", content="Write one comment."),)
     pairs = [PreferencePair(str(n), ask, f"good {n}", f"draft {n // 2}", "made") for n in range(60)]
-    with pytest.raises(DataError, match=r"60 pairs with 1 different keys.*Set split_key to prompt\+rejected"):
+    with pytest.raises(DataError, match=r"60 pairs with .* the same key.*Set split_key to prompt\+rejected"):
         split_by_prompt(pairs)
     parts = split_by_prompt(pairs, split_key="prompt+rejected")
     assert sum(len({pair.rejected for pair in part}) for part in parts) == 30
     with pytest.raises(DataError, match="Use more data"):
         split_by_prompt(pairs[:2], split_key="prompt+rejected")
-    with pytest.raises(DataError, match=r"1 different keys.*Set split_key to prompt, all conversations"):
+    with pytest.raises(DataError, match=r"the same key.*Set split_key to prompt, all conversations"):
         split_by_prompt(pairs, split_key="opening")
 
 

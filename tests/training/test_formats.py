@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.test_data import real
-from training.data import PreferencePair, load_pairs, shared_prompts
+from training.data import PairStream, PreferencePair, load_pairs
 from training.errors import DataError
 from training.formats import Record, read_records, recognise
 from training.formats.pairs import implicit_prompt
@@ -255,9 +255,13 @@ def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_prompts_that_two_files_share_are_counted(tmp_path: Path) -> None:
-    first = load_pairs("preference", written(tmp_path / "a.jsonl", *rows(6))).pairs
-    second = load_pairs("preference", written(tmp_path / "b.jsonl", *rows(9)[4:])).pairs
-    assert shared_prompts(first, second) == 2
+    changed = [row | {"rejected": "other"} if i == 5 else row for i, row in enumerate(rows(9))]
+    streams = [
+        PairStream("preference", written(tmp_path / "a.jsonl", *rows(6))),
+        PairStream("preference", written(tmp_path / "b.jsonl", *changed[4:])),
+    ]
+    assert [len(list(stream)) for stream in streams] == [6, 5]
+    assert streams[0].shared_with(streams[1]) == {"prompts": 2, "drafts": 1}
 
 
 # ---------- the real files
