@@ -213,18 +213,19 @@ class PairStream:
         """The record as a pair; None, and its place noted, when it is no preference."""
         self.read += 1
         place = Place(line, record.id or f"{self.path.name.split('.')[0]}-{line}")
-        prompt = json.dumps(record.prompts[0])
-        key = _digest(prompt, record.chosen, record.rejected)
+        texts = (json.dumps(record.prompts[0]), record.chosen, record.rejected)
+        prompt, chosen, rejected = (_digest(text.encode()) for text in texts)
+        key = _digest(prompt + chosen + rejected)
         kind = self._exclusion(record, key)
         if kind is not None:
             self._places[kind].append(place)
             return None
-        if _digest(prompt, record.rejected, record.chosen) in self._seen:
+        if _digest(prompt + rejected + chosen) in self._seen:
             self._places["ties"].append(place)
         self.kept += 1
         self._seen.add(key)
-        self.prompts.add(_digest(prompt))
-        self.drafts.add(_digest(prompt, record.rejected))
+        self.prompts.add(prompt)
+        self.drafts.add(_digest(prompt + rejected))
         self._words["prompt"][sum(len(m["content"].split()) for m in record.prompts[0])] += 1
         self._words["chosen"][len(record.chosen.split())] += 1
         self._words["rejected"][len(record.rejected.split())] += 1
@@ -246,8 +247,8 @@ class PairStream:
         return "duplicates" if key in self._seen else None
 
 
-def _digest(*texts: str) -> bytes:
-    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _hash(path: Path) -> str:
