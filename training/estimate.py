@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from training import costs
 from training.chat import Conversation, encode, gap_messages, improver_messages, reward_messages
+from training.checks import read_model_config
 from training.config import OptimizerConfig, RlConfig, RunConfig
 from training.costs import PROCESS_BYTES, SHARED_BYTES, Shape, Work
 from training.data import PreferencePair
-from training.errors import CheckpointError, ConfigError
-from training.lengths import check_room, scratch_positions
-from training.models import load_reading_tokenizer, load_tokenizer, scratch_config, training_dtype
+from training.errors import ConfigError
+from training.lengths import scratch_positions
+from training.models import load_tokenizer, scratch_config, training_dtype
 from training.pipeline import check_settings, stages
 from training.prepare import Reading, read_data
 from training.synthetic import base_documents
@@ -106,20 +107,7 @@ def _base(config: RunConfig) -> tuple[Any, Any]:
         shape = scratch_config(config, stand_in, scratch_positions(config.length))
         return tokenizer, _meta(AutoModelForCausalLM, shape)
     tokenizer = load_tokenizer(source)
-    model = _meta(AutoModelForCausalLM, _read_config(source))
-    check_room(config, tokenizer, model)
-    if config.gap_reward.path is not None:
-        load_reading_tokenizer(config.gap_reward.path)
-    return tokenizer, model
-
-
-def _read_config(source: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no model could be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
+    return tokenizer, _meta(AutoModelForCausalLM, read_model_config(source))
 
 
 def _meta(factory: Any, model_config: Any) -> Any:
@@ -166,7 +154,7 @@ def estimate(
     shape = shape_of(config, model)
     scorer = shape
     if config.gap_reward.path is not None:
-        other = _meta(AutoModelForSequenceClassification, _read_config(config.gap_reward.path))
+        other = _meta(AutoModelForSequenceClassification, read_model_config(config.gap_reward.path))
         scorer = shape_of(config, other)
     rate = costs.matmul_rate(1024, shape.hidden, max(shape.hidden, shape.mlp))
     works = _works(config, sizes, sample, tokenizer)

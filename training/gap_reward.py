@@ -10,6 +10,7 @@ TRL has no trainer for a loss over four sequences, so this is transformers' Trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from training.chat import encode, gap_messages
+from training.checks import positions
 from training.contrast import contrast_pairs
+from training.errors import DataError
 from training.lengths import reward_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import is_encoder, load_reading_tokenizer, reward_model_to_train
@@ -113,10 +116,28 @@ def gap_scores(
     rows: Sequence[tuple[Sequence[Message], str, str]],
     improve_turn: str | None,
 ) -> list[float]:
-    """Mean r_gap of the ensemble for rows (prompt, candidate, baseline)."""
+    """Mean r_gap of the ensemble for rows (prompt, candidate, baseline).
+
+    A model of few positions and with a tokenizer of its own (an encoder) may find a response longer than the
+    one that wrote it: it then does not read the candidate's end.
+
+    Raises:
+        DataError: prompt and baseline alone have more tokens than it can read.
+    """
     encoded = encode(
         tokenizer, [gap_messages(x, candidate, baseline, improve_turn) for x, candidate, baseline in rows]
     )
+    limit = positions(models[0].config) or math.inf
+    for i, (ids, (_, candidate, _)) in enumerate(zip(encoded, rows, strict=True)):
+        over = len(ids) - limit
+        if over > 0:
+            if over >= len(tokenizer(candidate, add_special_tokens=False)["input_ids"]):
+                raise DataError(
+                    f"the gap reward has {limit} positions, and a conversation of {len(ids)} tokens has no "
+                    "room in them without its last response",
+                    advice="Lower length.prompt, reference or response",
+                )
+            encoded[i] = ids[: int(limit)]
     each = [score(model, encoded, tokenizer.pad_token_id) for model in models]
     return [sum(values) / len(values) for values in zip(*each, strict=True)]
 

@@ -110,8 +110,11 @@ def test_a_correction_is_preferred_to_its_draft_and_a_right_draft_says_nothing(t
         {"chosen": "Price? 3 euros.", "rejected": "Price? Dunno."},
         {"prompt": [TURN], "chosen": [answer("3 euros.")], "rejected": [answer("Dunno.")]},
         {"chosen": [TURN, answer("3 euros.")], "rejected": [TURN, answer("Dunno.")]},
+        {"prompt": "Price?", "chosen": [TURN, answer("3 euros.")], "rejected": [TURN, answer("Dunno.")]},
+        {"prompt": [TURN], "chosen": [TURN, answer("3 euros.")], "rejected": [TURN, answer("Dunno.")]},
+        {"prompt": "Price?", "chosen": [answer("3 euros.")], "rejected": [answer("Dunno.")]},
     ],
-    ids=["explicit", "implicit", "conversation", "implicit conversation"],
+    ids=["explicit", "implicit", "conversation", "implicit conversation", "both", "twice", "mixed"],
 )
 def test_the_four_types_say_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
     (pair,) = load_pairs("preference", written(tmp_path / "a.jsonl", row)).pairs
@@ -218,6 +221,12 @@ def test_a_directory_and_a_file_that_are_not_what_they_seem(tmp_path: Path) -> N
             "must be a conversation that ends",
         ),
         ("preference", {"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt must be text, not int"),
+        ("preference", {"prompt": 3, "chosen": [answer("a")], "rejected": []}, "prompt must be a list of m"),
+        (
+            "preference",
+            {"prompt": "Other?", "chosen": [TURN, answer("a")], "rejected": [TURN, answer("b")]},
+            "chosen is a conversation in which the prompt does not stand",
+        ),
     ],
 )
 def test_a_row_that_is_not_of_the_format(
@@ -243,6 +252,15 @@ def test_a_row_that_is_not_of_the_format(
 )
 def test_a_format_is_known_by_its_first_row(tmp_path: Path, row: dict[str, Any], format: str) -> None:
     assert recognise(written(tmp_path / "a.jsonl", row)) == format
+
+
+def test_tldr_with_its_prompt_written_out(tmp_path: Path) -> None:
+    """The TL;DR comparisons as TRL publishes them: plain text, a space before each summary."""
+    prompt = "SUBREDDIT: r/advice\n\nTITLE: Keys\n\nPOST: I lost my keys.\n\nTL;DR:"
+    row = {"prompt": prompt, "chosen": " Lost keys.", "rejected": " A dog ran."}
+    path = written(tmp_path / "a.jsonl", row)
+    (pair,) = load_pairs(recognise(path), path).pairs
+    assert (pair.prompt[0]["content"], pair.chosen, pair.rejected) == (prompt, "Lost keys.", "A dog ran.")
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
