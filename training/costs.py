@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
-# Estimates, compared with runs of the demo's size (docs/LOG.md): the share of the matmul rate that training
-# reaches, and what one decoding step costs for each layer beside its arithmetic.
-EFFICIENCY = 0.35
+# Fitted to the stages of the demo on two cores (docs/LOG.md): the share of the matmul rate that arithmetic
+# reaches, and what an optimizer step and a decoding step cost for each layer beside their arithmetic.
+EFFICIENCY = 0.6
+STEP_SECONDS_PER_LAYER = 0.025
 DECODE_SECONDS_PER_LAYER = 0.002
 # Interpreter and libraries of one worker, and what starting and publishing a stage takes.
 PROCESS_BYTES = int(0.8 * 2**30)
 # The command itself and the fork server.
 SHARED_BYTES = int(0.5 * 2**30)
-STAGE_SECONDS = 3.0
+STAGE_SECONDS = 4.0
+# What the first stage waits for: libraries and data.
+START_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,18 @@ def decode_seconds(shape: Shape, rows: int, tokens: float, context: float, rate:
 
 
 def matmul_rate(rows: int, inner: int, columns: int, seconds: float = 1.0) -> float:
-    """FLOPs a second of one thread (or one accelerator) on a product (rows, inner) × (inner, columns)."""
+    """FLOPs a second of one thread (or one accelerator) on a product (rows, inner) × (inner, columns).
+
+    A thread's seconds are those of its processor: what else the machine does now is not what it will do then.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        done, started = 0, time.monotonic()
-        while (elapsed := time.monotonic() - started) < seconds:
+        clock = time.monotonic if device == "cuda" else time.thread_time
+        done, started = 0, clock()
+        while (elapsed := clock() - started) < seconds:
             for _ in range(10):
                 torch.mm(left, right)
             if device == "cuda":

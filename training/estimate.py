@@ -28,13 +28,16 @@ from training.data import PreferencePair
 from training.errors import ConfigError
 from training.lengths import scratch_positions
 from training.models import load_tokenizer, scratch_config, training_dtype
+from training.paths import gap_reward_names
 from training.pipeline import check_settings, stages
+from training.prefix_tree import merge
 from training.prepare import Reading, read_data
 from training.synthetic import base_documents
+from training.tokenizer import train_tokenizer
 
 SAMPLE = 200
-# A byte-level BPE of about a thousand tokens on plain English, template and end of turn not counted.
-TOKENS_PER_WORD = 1.4
+# Documents that a tokenizer is trained on, in a fifth of a second.
+TEXTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,6 @@ def steps_of(optimizer: OptimizerConfig, examples: int) -> int:
     return optimizer.steps or math.ceil((optimizer.epochs or 1) * math.ceil(examples / optimizer.batch))
 
 
-class _Unmade:
-    """The tokenizer of a base model from scratch before its training: only its size is known."""
-
-    eos_token_id = pad_token_id = None
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
 def dry_run(config: RunConfig, console: Console) -> None:
     """Check, then print the data's report and the table; writes nothing.
 
@@ -76,7 +67,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
     reading = Reading()
     sample = _sample(config, reading)
     console.print(reading.text())
-    tokenizer, model = _base(config)
+    tokenizer, model = _base(config, sample)
     estimates = estimate(config, reading.pairs, sample, tokenizer, model)
     problems = [*_too_few(config, reading.pairs), *_no_room_on_disk(config, estimates)]
     if problems:
@@ -97,15 +88,20 @@ def _sample(config: RunConfig, reading: Reading) -> list[PreferencePair]:
     return sample
 
 
-def _base(config: RunConfig) -> tuple[Any, Any]:
-    """The base's tokenizer (None where it is not trained yet) and its model without storage."""
+def _base(config: RunConfig, sample: Sequence[PreferencePair]) -> tuple[Any, Any]:
+    """The base's tokenizer (where it is not trained yet, one like it) and its model without storage."""
     source = config.base.path
     if source is None:
         finished = config.output / "base"
-        tokenizer = load_tokenizer(finished) if finished.is_dir() else None
-        stand_in: Any = tokenizer or _Unmade(config.base.model.vocabulary)
-        shape = scratch_config(config, stand_in, scratch_positions(config.length))
-        return tokenizer, _meta(AutoModelForCausalLM, shape)
+        positions = scratch_positions(config.length)
+        if finished.is_dir():
+            tokenizer = load_tokenizer(finished)
+        else:
+            texts = [m["content"] for document in _documents(config, sample, TEXTS) for m in document]
+            tokenizer = train_tokenizer(
+                [*texts, *[config.improve_turn] * 100], config.base.model.vocabulary, positions
+            )
+        return tokenizer, _meta(AutoModelForCausalLM, scratch_config(config, tokenizer, positions))
     tokenizer = load_tokenizer(source)
     return tokenizer, _meta(AutoModelForCausalLM, read_model_config(source))
 
@@ -165,10 +161,15 @@ def _stage(
     config: RunConfig, name: str, work: Work, shape: Shape, scorer: Shape, rate: float
 ) -> StageEstimate:
     width, checkpointing = training_dtype(config).itemsize, config.model.gradient_checkpointing
-    scores = name in ("reader", "reward") or name.startswith("gap_reward")
-    own = scorer if name.startswith("gap_reward") else shape
+    scores = name in ("reader", "reward", "calibrate") or name.startswith("gap_reward")
+    own = scorer if name == "calibrate" or name.startswith("gap_reward") else shape
     if scores:
         own = replace(own, matrices=own.matrices - own.head)
+    if name == "calibrate":
+        tokens = work.batch * work.length * config.gap_reward.ensemble
+        memory = costs.PROCESS_BYTES + width * own.parameters
+        seconds = costs.forward_flops(own, tokens, work.length) / (costs.EFFICIENCY * rate)
+        return StageEstimate(name, own.parameters, 0, work.examples, 0, int(tokens), memory, seconds)
     rows = _in_memory(config, name, work)
     tokens = work.steps * work.batch * work.length
     kind = _optimizer_kind(config, name)
@@ -178,7 +179,7 @@ def _stage(
     memory += costs.activation_bytes(own, rows * work.length, width, checkpointing=checkpointing)
     flops = costs.training_flops(own, tokens, work.length, checkpointing=checkpointing)
     memory += 0 if scores else costs.logits_bytes(rows * (work.generated or work.length), own.vocabulary)
-    seconds = costs.STAGE_SECONDS
+    seconds = costs.STAGE_SECONDS + work.steps * own.layers * costs.STEP_SECONDS_PER_LAYER
     if work.generated:
         judges = config.gap_reward.ensemble if name == "improver" else 1
         # An anchor, and the reward models; all of them only read.
@@ -235,17 +236,15 @@ def _works(
     answer = min(policy - prompt, config.length.response)
     # Generation goes on until the longest of a batch has ended, and one that does not end is cut there.
     longest = float(config.length.response)
-    # One prompt, two baselines each followed by two candidates, shared prefixes once (prefix_tree.py).
-    tree = pair_length if gap_turn is None else prompt + 2 * (pair_length - prompt) + 2 * answer
-    if config.gap_reward.path is not None:
-        tree = 4 * pair_length
+    tree = statistics.fmean(_tree(config, tokenizer, pair) for pair in pairs)
     found: list[tuple[str, Work]] = []
     for stage in stages(config):
         name = stage.name
         if name == "base":
             assert config.base.optimizer is not None
             count = config.base.recitation_first + config.base.documents
-            length = _padded(_documents(config, pairs), tokenizer, config.base.optimizer.batch, config)
+            documents = _documents(config, pairs, SAMPLE)
+            length = _padded(documents, tokenizer, config.base.optimizer.batch, config)
             found.append((name, _supervised(config.base.optimizer, count, length)))
         elif name in ("policy_sft", "improver_sft"):
             sft = config.sft_policy if name == "policy_sft" else config.sft_improver
@@ -263,6 +262,10 @@ def _works(
         elif name.startswith("gap_reward"):
             count = int(sizes["reward"] * (1 + config.gap_reward.contrast))
             found.append((name, _supervised(config.gap_reward.optimizer, count, tree)))
+            if name == gap_reward_names(config)[-1]:
+                # Both orders, and some responses against themselves (calibrate.py); nothing is learned.
+                rows = 2 * sizes["heldout"] + 2 * min(500, sizes["heldout"])
+                found.append(("calibrate", Work(sizes["heldout"], 0, rows, pair_length)))
         elif name == "improver" and config.dpo_improver is not None:
             dpo = config.dpo_improver
             # Both sequences of a pair, by the model and by its reference; sampling before is not counted.
@@ -288,9 +291,10 @@ def _rl(rl: RlConfig, length: float, answer: float) -> Work:
     return Work(steps * rl.prompts, steps, rl.prompts * rl.samples, length, answer)
 
 
-def _documents(config: RunConfig, pairs: Sequence[PreferencePair]) -> list[Conversation]:
+def _documents(config: RunConfig, pairs: Sequence[PreferencePair], count: int) -> list[Conversation]:
+    """Like the base model's; as many as there are pairs, or for the help desk `count`."""
     if config.data.format == "helpdesk":
-        return list(base_documents(SAMPLE, config.seed, config.base.recitation_share))
+        return list(base_documents(count, config.seed, config.base.recitation_share))
     return [reward_messages(improver_messages(p.prompt, p.chosen, ""), p.chosen) for p in pairs]
 
 
@@ -301,13 +305,18 @@ def _padded(documents: list[Conversation], tokenizer: Any, batch: int, config: R
 
 
 def _lengths(tokenizer: Any, conversations: list[Conversation]) -> list[int]:
-    """Tokens, measured; without a tokenizer from words, with two tokens of template a turn."""
-    if tokenizer is not None:
-        return [len(ids) for ids in encode(tokenizer, conversations)]
-    return [
-        sum(2 + round(TOKENS_PER_WORD * len(m["content"].split())) for m in conversation)
-        for conversation in conversations
-    ]
+    return [len(ids) for ids in encode(tokenizer, conversations)]
+
+
+def _tree(config: RunConfig, tokenizer: Any, pair: PreferencePair) -> int:
+    """Tokens that the gap reward's loss reads for a pair: shared prefixes once (prefix_tree.py), but all of
+    each sequence in another model, which may be an encoder."""
+    gap = config.gap_reward
+    wanted = ("wl", "ww", "ll", "lw") if gap.loss == "five_terms" else ("wl", "lw")
+    texts = {"w": pair.chosen, "l": pair.rejected}
+    found = [gap_messages(pair.prompt, texts[n[0]], texts[n[1]], config.gap_turn) for n in wanted]
+    rows = encode(tokenizer, found)
+    return sum(map(len, rows)) if gap.path is not None else len(merge(rows).tokens)
 
 
 def _too_few(config: RunConfig, sizes: dict[str, int]) -> list[str]:
@@ -363,9 +372,9 @@ def table(config: RunConfig, estimates: Sequence[StageEstimate]) -> Table:
             _clock(e.seconds),
         )
     found.caption = (
-        f"In all {_clock(sum(e.seconds for e in estimates))}, "
-        f"{_size(disk_bytes(config, estimates))} on disk. Rough: compared with runs of a 0.9M-parameter "
-        "model on two CPU cores alone (docs/LOG.md); for other sizes and accelerators nothing was measured."
+        f"In all {_clock(costs.START_SECONDS + sum(e.seconds for e in estimates))}, "
+        f"{_size(disk_bytes(config, estimates))} on disk. Fitted to runs of a 0.9M-parameter model on two "
+        "free CPU cores (docs/LOG.md); for other sizes and accelerators nothing was measured."
     )
     return found
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.training.helpers import tiny_config
+from tests.training.helpers import pairs, tiny_config, tiny_tokenizer
 from training import costs, estimate
+from training.chat import encode, gap_messages
 from training.config import OptimizerConfig
 from training.costs import Shape
 from training.errors import ConfigError
@@ -55,10 +56,34 @@ def test_a_dry_run_tells_of_every_stage_and_writes_nothing(
     console = Console(record=True, width=160)
     estimate.dry_run(tiny_config(tmp_path / "run"), console)
     text = console.export_text()
-    for stage in ("base", "policy_sft", "improver_sft", "reader", "reward", "gap_reward", "improver"):
+    for stage in (
+        "base",
+        "policy_sft",
+        "improver_sft",
+        "reader",
+        "reward",
+        "gap_reward",
+        "calibrate",
+        "improver",
+    ):
         assert stage in text
     assert "pairs: sft" in text and "nothing was measured" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gap_rewards_tokens_are_those_that_its_loss_reads(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    tokenizer, pair = tiny_tokenizer(config), pairs(1)[0]
+    rows = {
+        y + ref: encode(tokenizer, [gap_messages(pair.prompt, texts[y], texts[ref], config.improve_turn)])[0]
+        for texts in [{"w": pair.chosen, "l": pair.rejected}]
+        for y in "wl"
+        for ref in "wl"
+    }
+    prefixes = {tuple(row[: i + 1]) for row in rows.values() for i in range(len(row))}
+    assert estimate._tree(config, tokenizer, pair) == len(prefixes)
+    other = tiny_config(tmp_path / "run", f"gap_reward.path={tmp_path}", "gap_reward.loss=single")
+    assert estimate._tree(other, tokenizer, pair) == len(rows["wl"]) + len(rows["lw"])
 
 
 def test_a_dry_run_refuses_parts_that_fill_no_batch_and_a_full_disk(
