@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.config import GuardConfig
+from training.errors import Diverged
 from training.prefix_tree import trainable_state
 from training.runtime import Worker
 from training.trainers import append_metrics, trained
@@ -124,10 +125,19 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                     path.unlink()
 
     def finish(self) -> dict[str, float]:
-        """Put the best weights into the trainer's model; returns figures for the manifest."""
+        """Put the best weights into the trainer's model; returns figures for the manifest.
+
+        Raises:
+            Diverged: a bound was crossed before there was a best.
+        """
         if self.worker.main and self.reason is not None:
             append_metrics(self.worker, {"stopped": self.reason, "best_step": self.best_step})
         if self.best_step is None:
+            if self.reason is not None:
+                raise Diverged(
+                    f"{self.worker.stage}: {self.reason}, before any window kept within its bounds: there "
+                    "is nothing to publish. Lower its learning rate or raise beta, or widen the bounds"
+                )
             return {}
         trained(self.trainer).load_state_dict(load_file(self._path(self.best_step)), strict=False)
         return {"best_step": float(self.best_step)}

@@ -22,6 +22,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from training.checkpoint import check_files, read_manifest
+from training.checks import check_data_files, check_models
 from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
 from training.paths import gap_reward_names
@@ -215,11 +216,16 @@ def check_settings(config: RunConfig) -> None:
     """What can be refused before any work.
 
     Raises:
-        ConfigError: a batch does not divide, a tracker is not there, or vLLM cannot make the rollouts.
+        ConfigError: a batch does not divide, a tracker is not there, vLLM cannot make the rollouts, or a
+            model has no room for the length budget.
+        CheckpointError: a model cannot be loaded or has no chat template.
+        DataError: a data file is not there.
     """
+    check_data_files(config)
     check_batches(config)
     check_trackers(config)
     check_rollouts(config)
+    check_models(config)
 
 
 def check_batches(config: RunConfig) -> None:
