@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.errors import ConfigError
 from training.formats import Format
+from training.machine import accelerators, place
 
 
 class _Frozen(BaseModel):
@@ -401,8 +402,17 @@ class RunConfig(_Frozen):
 
     @property
     def process_count(self) -> int:
-        """Training processes, one thread each: two small processes beat one with two threads on a CPU."""
-        return min(os.cpu_count() or 1, 4) if self.processes == "auto" else self.processes
+        """Training processes: those that a launcher started, else `processes`.
+
+        `auto` is one for each GPU; without one, one for each core (at most four, one thread each: two small
+        processes beat one with two threads).
+        """
+        launched = place()
+        if launched is not None:
+            return launched.size
+        if self.processes != "auto":
+            return self.processes
+        return accelerators() or min(os.cpu_count() or 1, 4)
 
     def digest(self, stage: str) -> str:
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""

@@ -24,6 +24,7 @@ from rich.table import Table
 from training.checkpoint import check_files, read_manifest
 from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
+from training.machine import place
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
 from training.rollouts import check_rollouts
@@ -215,11 +216,23 @@ def check_settings(config: RunConfig) -> None:
     """What can be refused before any work.
 
     Raises:
-        ConfigError: a batch does not divide, a tracker is not there, or vLLM cannot make the rollouts.
+        ConfigError: the launcher started another number of processes, a batch does not divide, a tracker is
+            not there, or vLLM cannot make the rollouts.
     """
+    check_processes(config)
     check_batches(config)
     check_trackers(config)
     check_rollouts(config)
+
+
+def check_processes(config: RunConfig) -> None:
+    """A launcher decides how many processes there are; `processes` may not say otherwise."""
+    launched = place()
+    if launched is not None and config.processes not in ("auto", launched.size):
+        raise ConfigError(
+            f"processes: the configuration says {config.processes}, the launcher started {launched.size}; "
+            "set processes=auto, or start as many"
+        )
 
 
 def check_batches(config: RunConfig) -> None:
@@ -273,6 +286,9 @@ def _bar(console: Console) -> Bar:
         TextColumn("{task.fields[figures]}"),
         console=console,
         transient=True,
+        # What a library prints belongs into the stage's log (runtime.py, launched.py).
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
 
 
