@@ -157,4 +157,4 @@ def train_gap_reward(worker: Worker) -> None:
     # With the candidate alone, wl = ww and ll = lw: the five terms would be three of the one, and constants.
     trainer.single_term = gap.loss != "five_terms"
     train(trainer, worker)
-    release_reward_model(worker, trained(trainer).classifier, tokenizer, "gap_reward", source, seed)
+    release_reward_model(worker, trained(trainer).part("classifier"), tokenizer, "gap_reward", source, seed)

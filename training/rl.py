@@ -160,9 +160,11 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
     for guard in guards:
         guard.trainer = trainer
     train(trainer, worker)
-    best = guards[0].finish() if rl.guard else {}
+    result, best = trained(trainer), dict[str, float]()
+    if rl.guard:
+        result, best = guards[0].finish(result)
     release_lm(
-        worker, trained(trainer), tokenizer, role, anchor,
+        worker, result, tokenizer, role, anchor,
         anchor=content_hash(anchor), metrics=_last_figures(trainer) | best,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from training.config import SftConfig
 from training.corpus import base_corpus
 from training.data import PreferencePair
 from training.lengths import check_room, fitting_pairs
-from training.models import causal_lm_to_train, load_causal_lm, load_tokenizer
+from training.models import Trained, causal_lm_to_train, load_causal_lm, load_tokenizer
 from training.optim import make_optimizer
 from training.paths import base_source, improver_source
 from training.release import release_lm
@@ -97,4 +97,5 @@ def promote_policy(worker: Worker) -> None:
         source = worker.config.output / "policy_sft"
         if (source / DIRECTORY).is_dir():
             shutil.copytree(source / DIRECTORY, worker.directory / DIRECTORY, dirs_exist_ok=True)
-        release_lm(worker, load_causal_lm(source), load_tokenizer(source), "policy", source)
+        model = load_causal_lm(source)
+        release_lm(worker, Trained(model, model.state_dict()), load_tokenizer(source), "policy", source)

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training.config import OptimizerConfig, micro_batches
 from training.errors import Diverged
+from training.models import Trained
 from training.runtime import Progress, Worker
 from training.trackers import start_trackers
 
@@ -175,8 +177,12 @@ def train(trainer: Any, worker: Worker) -> None:
     # The default callback prints every log line to a file nobody reads; Reporter has them.
     trainer.train(resume_from_checkpoint=last_checkpoint(worker.directory))
     trainer.accelerator.wait_for_everyone()
+    # DeepSpeed would divide up every model loaded from now on, also those that one worker alone loads.
+    unset_hf_deepspeed_config()
 
 
-def trained(trainer: Any) -> Any:
-    """The trainer's model without what it was wrapped in for several processes."""
-    return trainer.accelerator.unwrap_model(trainer.model)
+def trained(trainer: Any) -> Trained:
+    """What the trainer has trained, whole; for every worker to call, each may hold a part (FSDP, ZeRO-3)."""
+    accelerator = trainer.accelerator
+    state = accelerator.get_state_dict(trainer.model_wrapped)
+    return Trained(accelerator.unwrap_model(trainer.model), state)
