@@ -332,6 +332,9 @@ class RunConfig(_Frozen):
     saves: int = Field(default=4, ge=1)
     # Names that transformers' report_to knows (trackers.py); metrics.jsonl is written in any case.
     trackers: tuple[str, ...] = ()
+    # What writes the samples that are made before training on them: the policy's references of phase 1, and
+    # for dpo_improver the refinements (references.py).
+    references: Literal["transformers", "vllm"] = "transformers"
     data: DataConfig
     length: LengthBudget
     base: BaseConfig
@@ -417,6 +420,8 @@ class RunConfig(_Frozen):
     def digest(self, stage: str) -> str:
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
+        if stage == "improver" and self.references != "transformers":
+            record["references"] = self.references
         if self.generation is not None:
             # What is read, by content, wherever it stands.
             record["generation"] = self.generation.model_dump(mode="json", exclude={"parent", "file"})

@@ -15,7 +15,6 @@ import importlib
 import os
 import pickle
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from rich.console import Console
 
 from training.errors import TrainingError
-from training.machine import Place, place
+from training.machine import Place, end_with_parent, place
 from training.runtime import _WORKER_ENVIRONMENT, Progress, Worker, stage_log
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def _join() -> _Group:
     assert at is not None
     for name, value in _WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()  # a launcher that is killed leaves its processes behind
     import torch
     from accelerate import PartialState
     from torch.distributed.distributed_c10d import PrefixStore
@@ -254,10 +253,3 @@ def _printing_to(log: Path) -> Iterator[None]:
         for number, saved in before:
             os.dup2(saved, number)
             os.close(saved)
-
-
-def _end_with_launcher(launcher: int) -> None:
-    """A launcher that is killed leaves its processes behind; they must not write where the next run works."""
-    while os.getppid() == launcher:
-        time.sleep(0.5)
-    os._exit(1)

@@ -7,6 +7,8 @@ environment (RANK, WORLD_SIZE). Without them the command starts its own workers 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import dataclass
 
 
@@ -29,3 +31,16 @@ def accelerators() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def end_with_parent() -> None:
+    """From now on this process ends when its parent has: outliving a killed command, it would write where the
+    command's next run is already at work."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

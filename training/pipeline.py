@@ -27,6 +27,7 @@ from training.errors import ConfigError, TrainingError
 from training.machine import place
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
+from training.references import check_references
 from training.rollouts import check_rollouts
 from training.runtime import Progress, run_stage, start_server
 from training.trackers import check_trackers
@@ -223,6 +224,7 @@ def check_settings(config: RunConfig) -> None:
     check_batches(config)
     check_trackers(config)
     check_rollouts(config)
+    check_references(config)
 
 
 def check_processes(config: RunConfig) -> None:

@@ -26,7 +26,6 @@ from training.data import Message
 from training.errors import TrainingError
 from training.helpdesk import make_question
 from training.models import load_tokenizer, plain_model, scratch_token_classifier
-from training.optim import make_optimizer
 from training.paths import base_source
 from training.synthetic import reading_exercise
 from training.trainers import Reporter, common_arguments, train, trained
@@ -69,9 +68,8 @@ def train_reader(worker: Worker) -> None:
         data_collator=DataCollatorForTokenClassification(tokenizer),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(model, config.reader.optimizer), None),
     )
-    train(trainer, worker)
+    train(trainer, worker, config.reader.optimizer)
     result = trained(trainer)
     if worker.main:
         plain = plain_model(AutoModelForTokenClassification, result)

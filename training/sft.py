@@ -23,7 +23,6 @@ from training.corpus import base_corpus
 from training.data import PreferencePair
 from training.lengths import check_room, fitting_pairs
 from training.models import Trained, causal_lm_to_train, load_causal_lm, load_tokenizer
-from training.optim import make_optimizer
 from training.paths import base_source, improver_source
 from training.release import release_lm
 from training.runtime import Worker
@@ -85,9 +84,8 @@ def _train(
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(model, sft.optimizer), None),
     )
-    train(trainer, worker)
+    train(trainer, worker, sft.optimizer)
     release_lm(worker, trained(trainer), tokenizer, role, source)
 
 

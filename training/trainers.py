@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from training.config import OptimizerConfig, micro_batches
 from training.errors import Diverged
 from training.models import Trained
+from training.optim import make_optimizer
 from training.runtime import Progress, Worker
 from training.trackers import start_trackers
 
@@ -172,8 +173,11 @@ def last_checkpoint(directory: Path) -> str | None:
     return None
 
 
-def train(trainer: Any, worker: Worker) -> None:
-    """Train, from the last save when there is one."""
+def train(trainer: Any, worker: Worker, optimizer: OptimizerConfig | None = None) -> None:
+    """Train, from the last save when there is one; without `optimizer`, with the trainer's own."""
+    if optimizer is not None:
+        # Not by the constructor, which refuses one beside FSDP.
+        trainer.optimizer = make_optimizer(trainer.model, optimizer)
     # The default callback prints every log line to a file nobody reads; Reporter has them.
     trainer.train(resume_from_checkpoint=last_checkpoint(worker.directory))
     trainer.accelerator.wait_for_everyone()
