@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -183,6 +184,8 @@ def sample(
 
 def main() -> None:
     """Entry point: a `TrainingError` is one readable message and exit status 2, never a traceback."""
+    # Imported by peft where it is installed, it tells of faster kernels for CPUs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except TrainingError as error:

@@ -30,6 +30,7 @@ from training.prepare import prepare_data
 from training.references import check_references
 from training.rollouts import check_rollouts
 from training.runtime import Progress, run_stage, start_server
+from training.sharding import check_sharding
 from training.trackers import check_trackers
 
 
@@ -218,9 +219,10 @@ def check_settings(config: RunConfig) -> None:
 
     Raises:
         ConfigError: the launcher started another number of processes, a batch does not divide, a tracker is
-            not there, or vLLM cannot make the rollouts.
+            not there, vLLM cannot make the rollouts, or weights cannot be divided as asked.
     """
     check_processes(config)
+    check_sharding(config)
     check_batches(config)
     check_trackers(config)
     check_rollouts(config)

@@ -84,6 +84,8 @@ class TreeScorer(nn.Module):
     def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
+        # By these names accelerate finds the layers that FSDP divides one by one.
+        self._no_split_modules = getattr(plain_module(classifier), "_no_split_modules", None)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, ends: Tensor

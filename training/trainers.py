@@ -145,8 +145,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter that is sharded over several."""
-    value = parameter.detach()
+    """This process's part of a parameter that is divided between several, by FSDP2 or by ZeRO-3."""
+    value: Any = getattr(parameter, "ds_tensor", parameter).detach()
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return part
 

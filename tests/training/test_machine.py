@@ -40,3 +40,39 @@ def test_a_launcher_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check_settings(tiny_config(tmp_path, "processes=2"))
     with pytest.raises(ConfigError, match="processes: the configuration says 4, the launcher started 2"):
         check_settings(tiny_config(tmp_path, "processes=4"))
+
+
+ADAMW = tuple(
+    f"{stage}.optimizer.kind=adamw"
+    for stage in ("base", "sft_policy", "sft_improver", "reader", "reward", "gap_reward")
+)
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "message"),
+    [
+        ({**FSDP, "FSDP_VERSION": "1"}, ADAMW, "fsdp_version must be 2"),
+        ({**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, ADAMW, "fsdp_cpu_ram_efficient_loading must be"),
+        (FSDP, (), "base.optimizer.kind must be adamw"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            ADAMW,
+            "zero3_save_16bit_model must be true",
+        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, (), "base.optimizer.kind must be adamw"),
+    ],
+)
+def test_what_would_go_wrong_when_divided_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    overrides: tuple[str, ...],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        check_settings(tiny_config(tmp_path, *overrides))
+    if message.startswith("base"):
+        check_settings(tiny_config(tmp_path, *ADAMW))
