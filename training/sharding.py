@@ -19,7 +19,7 @@ def check_sharding(config: RunConfig) -> None:
 
     Raises:
         ConfigError: FSDP of another version or loading weights in one process alone, ZeRO-3 that does not
-            gather weights, or an optimizer that needs whole matrices.
+            gather weights or has adapters to train, or an optimizer that needs whole matrices.
     """
     fsdp, deepspeed = _on("ACCELERATE_USE_FSDP"), _on("ACCELERATE_USE_DEEPSPEED")
     if not fsdp and not deepspeed:
@@ -37,6 +37,11 @@ def check_sharding(config: RunConfig) -> None:
         raise ConfigError(
             "accelerate's zero3_save_16bit_model must be true, or there are no whole weights to publish; "
             "see training/accelerate/zero3.yaml"
+        )
+    if deepspeed and config.model.adapter is not None:
+        raise ConfigError(
+            "model.adapter does not go with DeepSpeed, whose ZeRO-3 wants all weights in one precision; "
+            "use training/accelerate/fsdp2.yaml, or no launcher where the model fits one GPU"
         )
     for name in ("base", "sft_policy", "sft_improver", "reader", "reward", "gap_reward", "dpo_improver"):
         optimizer = getattr(getattr(config, name), "optimizer", None)

@@ -298,10 +298,4 @@ def test_four_bits_train_and_publish_whole_weights(tmp_path: Path) -> None:
         merged = AutoModelForCausalLM.from_pretrained(improver).eval()(ids).logits
     assert torch.allclose(adapted, merged, atol=1e-5)
     assert not torch.allclose(plain, merged, atol=1e-3)
-    losses = [
-        record["loss"]
-        for record in map(json.loads, (config.output / "metrics.jsonl").read_text().splitlines())
-        if record["stage"] == "improver_sft" and "loss" in record
-    ]
-    assert losses[-1] < losses[0]
     asyncio.run(serve(config))

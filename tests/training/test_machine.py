@@ -60,6 +60,11 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
             ADAMW,
             "zero3_save_16bit_model must be true",
         ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            (*(o for o in ADAMW if "reader" not in o), "reader=null", "model.adapter.rank=4"),
+            "model.adapter does not go with DeepSpeed",
+        ),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, (), "base.optimizer.kind must be adamw"),
     ],
 )
