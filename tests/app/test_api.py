@@ -66,6 +66,7 @@ async def test_improve_answers_with_the_documented_fields(serve: Serve) -> None:
     assert answer["models"] == {"improver": "fake", "gap_reward": "fake-gap"}
     assert set(answer["iterations"][0]) == {
         "index", "text", "gap", "win_probability", "accepted", "finish_reason", "candidate", "usage", "ms",
+            "score_tokens", "violations", "edits",
     }  # fmt: skip
     parts = [answer["usage"][name] for name in ("draft", "improve", "score")]
     assert answer["usage"]["total_tokens"] == sum(p["prompt_tokens"] + p["completion_tokens"] for p in parts)
@@ -233,7 +234,7 @@ async def test_a_server_that_cannot_start_says_why_and_stays_unready() -> None:
 async def test_readiness_is_lost_when_an_engine_dies(serve: Serve) -> None:
     models = fake_models()
     client = await serve(models)
-    assert (await client.get("/health/ready")).json() == {"status": "ok", "reasons": []}
+    assert (await client.get("/health/ready")).json() == {"status": "ok", "reasons": [], "degraded": []}
     assert models.policy is not None
     await models.policy.close()
     response = await client.get("/health/ready")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from app.engines.supervise import SupervisedEngine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.main import create_app
@@ -60,8 +61,9 @@ async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Async
 
 @pytest.fixture
 def real_engine(served: Served) -> VllmEngine:
-    assert isinstance(served.models.policy, VllmEngine)
-    return served.models.policy
+    assert isinstance(served.models.policy, SupervisedEngine)
+    assert isinstance(served.models.policy.engine, VllmEngine)
+    return served.models.policy.engine
 
 
 @pytest.fixture
