@@ -36,12 +36,7 @@ class LiveRun:
 
     def __init__(self, run: ImprovementRun, body: ImproveRequest, runs: "Runs", store: Store | None) -> None:
         self.run, self.runs, self.store, self.metadata = run, runs, store, body.metadata
-        request = body.model_copy(update={"seed": run.seed})
-        self.record = RunRecord(
-            id=run.id,
-            created=time.time(),
-            request=request.model_dump_json(exclude={"stream"}, exclude_none=True),
-        )
+        self.record = RunRecord(id=run.id, created=time.time(), request=request_json(body, run.seed))
         self.error: AppError | None = None
         self.ended = False
         self._shown = self._read = 0
@@ -256,6 +251,12 @@ class Runs:
     def _cancel_here(self, run_id: str) -> None:
         if live := self.live.get(run_id):
             live.stop()
+
+
+def request_json(body: ImproveRequest, seed: int) -> str:
+    """The request that gives this run again."""
+    seeded = body.model_copy(update={"seed": seed})
+    return seeded.model_dump_json(exclude={"stream"}, exclude_none=True)
 
 
 def run_json(record: RunRecord) -> str:

@@ -1,12 +1,15 @@
 """Stored runs, on SQLite and on PostgreSQL: what was answered can be read again, byte for byte."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from app.errors import EngineFailed
 from app.improve.options import Models
+from app.runs import request_json
+from app.schemas import ImproveRequest
 from tests.app.conftest import Serve, execute
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 from tests.app.test_api import assert_error, events_of, longer_is_better
@@ -188,6 +191,16 @@ async def test_a_seed_is_drawn_returned_and_gives_the_run_again(serve: Serve, da
     assert again["reference"] == first["reference"]
     assert [i["text"] for i in again["iterations"]] == [i["text"] for i in first["iterations"]]
     assert (await client.post("/v1/improve", json=BODY)).json()["seed"] == 3
+
+
+def test_a_stored_request_is_the_request() -> None:
+    """Nothing of it is lost that would make its replay another run, nulls inside a schema neither."""
+    schema = {"const": None, "properties": {"a": {"default": None, "enum": [None, 1]}}}
+    sent = ImproveRequest.model_validate(
+        BODY | {"keep": {"json_schema": schema}, "metadata": {"a": "b"}, "view": "edits", "stop": ["."]}
+    )
+    assert ImproveRequest.model_validate_json(request_json(sent, 3)) == sent
+    assert json.loads(request_json(sent.model_copy(update={"seed": None, "stream": True}), 7))["seed"] == 7
 
 
 async def test_without_a_database_nothing_is_kept_and_that_is_said(serve: Serve) -> None:
