@@ -22,7 +22,7 @@ import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from app.checkpoint import Checkpoint, SamplingDefaults
 from app.engines.base import Delta, Message, Prompt, Sampling, ToolCallDelta, Tools
@@ -147,6 +147,9 @@ class VllmEngine:
         ids = self._encoder.encode_text(text) if isinstance(text, str) else list(text)
         return Prompt(ids, len(ids))
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._encoder.encode(messages, generation_prompt=True)
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         content = prompt.content
         if isinstance(content, ToolPrompt):
@@ -194,7 +197,7 @@ class VllmEngine:
 
     async def check_health(self) -> None:
         if self._closed or self._llm.errored:
-            raise EngineFailed("The engine process has ended. Start the server again.")
+            raise EngineFailed("The engine process has ended.")
 
     async def close(self) -> None:
         if not self._closed:
@@ -204,6 +207,11 @@ class VllmEngine:
                 self._llm.output_handler.cancel()
             await asyncio.to_thread(self._llm.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
             multiprocessing.active_children()  # reaps the processes that have ended
+
+    def abandon(self) -> None:
+        """Stop the engine that nobody waits for any more. Blocks."""
+        self._closed = True
+        self._llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
 
     async def _stream(self, prompt_ids: Sequence[int], parameters: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for token ids. AsyncLLM aborts the request when its generator is closed or
@@ -275,8 +283,10 @@ class EngineStarter:
         self._starting = threading.Lock()
         self._ended = threading.Event()
 
-    async def start(self, checkpoint: Checkpoint) -> VllmEngine:
-        """Build the engine of a checkpoint. Raises `CheckpointError`."""
+    async def start(
+        self, checkpoint: Checkpoint, *, method: Literal["fork", "spawn"] | None = None
+    ) -> VllmEngine:
+        """Build the engine of a checkpoint; `method` None: as the settings say. Raises `CheckpointError`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[VllmEngine] = loop.create_future()
 
@@ -291,12 +301,16 @@ class EngineStarter:
         def work() -> None:
             engine, failure = None, None
             try:
-                engine = VllmEngine(checkpoint, self._settings, self._build(checkpoint))
+                llm = self._build(checkpoint, method or self._settings.engine_start)
+                engine = VllmEngine(checkpoint, self._settings, llm)
             except Exception as error:
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped while it started
                 loop.call_soon_threadsafe(settle, engine, failure)
-            self._ended.wait()
+            if done.cancelled() and engine is not None:
+                engine.abandon()
+            elif engine is not None:
+                self._ended.wait()
 
         threading.Thread(target=work, name=f"engine-{checkpoint.path.name}", daemon=True).start()
         try:
@@ -314,7 +328,7 @@ class EngineStarter:
         """Let the threads end. An engine that is still alive, half started for one, dies with its thread."""
         self._ended.set()
 
-    def _build(self, checkpoint: Checkpoint) -> Any:
+    def _build(self, checkpoint: Checkpoint, method: str) -> Any:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -324,7 +338,7 @@ class EngineStarter:
         try:
             config = AsyncEngineArgs(**self._arguments(checkpoint)).create_engine_config()
             # The CPU platform asks for "spawn" in every new configuration.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = self._settings.engine_start
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         finally:
             _after_fork_in_parent()  # nothing was forked: spawned, or failed before

@@ -72,6 +72,8 @@ class FakeEngine:
     running: int = 0
     started: int = 0
     aborted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     prompts: list[list[Message]] = field(default_factory=list)
     samplings: list[Sampling] = field(default_factory=list)
     tools: list[Tools | None] = field(default_factory=list)
@@ -94,6 +96,11 @@ class FakeEngine:
             return await self.prepare([{"role": "text", "content": text}])
         return Prompt(list(text), len(text))
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        content = (await self.prepare(messages)).content
+        assert isinstance(content, list)
+        return content
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert isinstance(prompt.content, list)
         prompt_ids: list[int] = prompt.content
@@ -101,6 +108,7 @@ class FakeEngine:
             raise EngineFailed("The fake engine is closed.")
         self.started += 1
         self.running += 1
+        self.prompt_tokens += len(prompt_ids)
         chat = self._chats.get(prompt_ids[0], [])
         self.prompts.append(chat)
         self.samplings.append(sampling)
@@ -114,6 +122,7 @@ class FakeEngine:
                 last = number == len(words)
                 finished = last
                 text = word if number == 1 else " " + word
+                self.completion_tokens += 1
                 reason: FinishReason = "stop" if ends else "length"
                 calls: tuple[ToolCallDelta, ...] = ()
                 if last and self.tools and (tools := self.tools[-1]) and tools.choice != "none":
@@ -127,6 +136,7 @@ class FakeEngine:
                 )
             if not words:
                 finished = True
+                self.completion_tokens += 1
                 yield Delta("", 1, "stop")
         finally:
             self.running -= 1
@@ -179,6 +189,8 @@ class FakeScorer:
     failure: AppError | None = None
     fail_from_call: int = 0
     calls: int = 0
+    tokens: int = 0
+    down: AppError | None = None
     closed: bool = False
 
     async def encode(self, comparison: Comparison) -> list[int]:
@@ -194,7 +206,12 @@ class FakeScorer:
         if max(lengths) > self.context_length:
             raise ContextTooLong("Too long for the fake gap reward.", param="messages")
         values = [self.value(c.candidate) - self.value(c.baseline) + self.offset for c in comparisons]
+        self.tokens += sum(lengths)
         return Scores(values, sum(lengths))
+
+    async def check_health(self) -> None:
+        if self.down:
+            raise self.down
 
     async def close(self) -> None:
         self.closed = True

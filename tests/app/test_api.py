@@ -66,6 +66,7 @@ async def test_improve_answers_with_the_documented_fields(serve: Serve) -> None:
     assert answer["models"] == {"improver": "fake", "gap_reward": "fake-gap"}
     assert set(answer["iterations"][0]) == {
         "index", "text", "gap", "win_probability", "accepted", "finish_reason", "candidate", "usage", "ms",
+            "score_tokens", "violations", "edits",
     }  # fmt: skip
     parts = [answer["usage"][name] for name in ("draft", "improve", "score")]
     assert answer["usage"]["total_tokens"] == sum(p["prompt_tokens"] + p["completion_tokens"] for p in parts)
@@ -179,7 +180,7 @@ async def test_every_route_answers_404_405_and_413_in_the_same_shape(serve: Serv
     assert_error(await client.get("/nothing/here"), 404, "not_found")
     assert_error(await client.get("/v1/improve/"), 404, "not_found")
     for path in ("/v1/improve", "/v1/chat/completions", "/v1/score"):
-        refused = await client.get(path)
+        refused = await client.put(path)
         assert_error(refused, 405, "method_not_allowed")
         assert refused.headers["allow"] == "POST"
         assert_error(await client.post(path, content=b"x" * 3000), 413, "request_too_large")
@@ -233,7 +234,7 @@ async def test_a_server_that_cannot_start_says_why_and_stays_unready() -> None:
 async def test_readiness_is_lost_when_an_engine_dies(serve: Serve) -> None:
     models = fake_models()
     client = await serve(models)
-    assert (await client.get("/health/ready")).json() == {"status": "ok", "reasons": []}
+    assert (await client.get("/health/ready")).json() == {"status": "ok", "reasons": [], "degraded": []}
     assert models.policy is not None
     await models.policy.close()
     response = await client.get("/health/ready")

@@ -150,8 +150,8 @@ async def test_a_conversation_can_be_sent_back_as_it_came(serve: Serve) -> None:
     engine = FakeEngine(calls=CALLS[:1], script=lambda m: "I shall:")
     client = await serve(fake_models(policy=engine))
     message = (await post(client, CHAT, POLICY | {"tools": TOOLS}))["choices"][0]["message"]
-    empty: dict[str, Any] = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
-    empty["reasoning"] = None
+    absent = ("refusal", "audio", "function_call", "reasoning")
+    empty: dict[str, Any] = {"annotations": [], **dict.fromkeys(absent)}
     result = {"role": "tool", "tool_call_id": "call-1", "content": "It is on."}
     history = [
         {"role": "developer", "content": "Be brief.", "name": "maker"},

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from app.engines.supervise import SupervisedEngine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.main import create_app
@@ -40,8 +41,9 @@ async def served(checkpoints: dict[str, Path]) -> AsyncGenerator[Served, None]:
 
 
 @pytest.fixture(scope="session")
-async def url(served: Served) -> AsyncGenerator[str, None]:
-    """The session's engine behind HTTP."""
+async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[str, None]:
+    """The session's engine behind HTTP, with a store."""
+    settings = Settings(database=f"sqlite:///{tmp_path_factory.mktemp('store')}/pit.db")
 
     async def close() -> None:
         """The engine goes on: other tests use it."""
@@ -50,7 +52,7 @@ async def url(served: Served) -> AsyncGenerator[str, None]:
         return Served(served.models, close, served.engine_version)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(), factory), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, factory), log_level="error"))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
@@ -59,8 +61,9 @@ async def url(served: Served) -> AsyncGenerator[str, None]:
 
 @pytest.fixture
 def real_engine(served: Served) -> VllmEngine:
-    assert isinstance(served.models.policy, VllmEngine)
-    return served.models.policy
+    assert isinstance(served.models.policy, SupervisedEngine)
+    assert isinstance(served.models.policy.engine, VllmEngine)
+    return served.models.policy.engine
 
 
 @pytest.fixture
@@ -72,10 +75,6 @@ def real_scorer(served: Served) -> TransformersScorer:
 @pytest.fixture(scope="session")
 def vllm_server(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL (without /v1) of vLLM's own server, with the checkpoint of `served` as model `policy`."""
-    import os
-    if os.environ.get("SURF_URL"):
-        yield os.environ["SURF_URL"]
-        return
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     options = ("--served-model-name", "policy", "--max-model-len", "256", "--max-num-seqs", "64")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")

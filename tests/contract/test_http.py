@@ -2,6 +2,7 @@
 leaves."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from app.engines.vllm import VllmEngine
+from app.replay import difference
 
 pytestmark = pytest.mark.engine
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the price of the lamp?"}]
@@ -83,6 +85,36 @@ async def test_many_runs_side_by_side_do_not_mix(http: httpx.AsyncClient) -> Non
         alone = (await http.post("/v1/improve", json=bodies[n])).json()
         assert answers[n].json()["reference"] == alone["reference"]
         assert answers[n].json()["response"] == alone["response"]
+
+
+async def test_a_stored_run_replays_identically(http: httpx.AsyncClient, real_engine: VllmEngine) -> None:
+    """A seed was drawn, sampling is warm, other runs were in the batch: the same run again, and no other
+    model."""
+    body = {"messages": MESSAGES, "candidates": 3, "patience": 2, "max_tokens": 12, "temperature": 1.0}
+    answers = await asyncio.gather(*(http.post("/v1/improve", json=body) for _ in range(4)))
+    for answer in answers:
+        run = (await http.get(f"/v1/improve/{answer.json()['id']}")).json()
+        again = (await http.post("/v1/improve", json=run["request"])).json()
+        found = difference(run["result"], again)
+        assert found["identical"], found
+        assert found["models"] == []
+        assert again["identities"].keys() == again["models"].keys()
+
+
+async def test_a_run_is_cancelled_in_the_engine_and_its_caller_gets_its_best(
+    http: httpx.AsyncClient, real_engine: VllmEngine
+) -> None:
+    body = {"messages": MESSAGES, "reference": "No.", "max_tokens": 200, "candidates": 8, "stream": True}
+    async with http.stream("POST", "/v1/improve", json=body) as response:
+        lines = response.aiter_lines()
+        created = [await anext(lines) for _ in range(3)][2]
+        run_id = json.loads(created.removeprefix("data: "))["id"]
+        cancelled = (await http.post(f"/v1/improve/{run_id}/cancel")).json()
+        rest = [line async for line in lines if line.startswith("data: ")]
+    answer = json.loads(rest[-1].removeprefix("data: "))["improvement"]
+    assert (answer["stop_reason"], answer["response"], answer["stored"]) == ("cancelled", "No.", True)
+    assert (cancelled["state"], cancelled["result"]) == ("cancelled", answer)
+    assert not real_engine._llm.get_num_unfinished_requests()
 
 
 async def test_metrics_after_all_this(http: httpx.AsyncClient, checkpoints: dict[str, Path]) -> None:
