@@ -232,6 +232,24 @@ async def test_pit_improves_the_assistant_s_last_message(serve: Serve) -> None:
     assert_error(await client.post(CHAT, json=body | {"messages": alone}), 400, None, "messages")
 
 
+async def test_pit_keeps_to_the_response_format(serve: Serve) -> None:
+    """Draft and improvement are generated in it, and nothing else is accepted."""
+    engines = [FakeEngine(script=lambda m: '{"a":1}'), FakeEngine(script=lambda m: '{"a":22}')]
+    models = replace(longer_is_better(), policy=engines[0], improver=engines[1])
+    client = await serve(models)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    body = {"model": "pit", "messages": MESSAGES, "seed": 1}
+    body["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = await post(client, CHAT, body)
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"a": 22}
+    for engine in engines:
+        assert engine.samplings[0].constraint is not None
+        assert engine.samplings[0].constraint.schema == schema
+    await post(client, CHAT, body | {"response_format": {"type": "json_object"}})
+    assert engines[0].samplings[-1].constraint is not None
+    assert engines[0].samplings[-1].constraint.schema == {"type": "object"}
+
+
 @pytest.mark.parametrize("model", ["policy", "pit"])
 async def test_what_says_nothing_is_let_through(serve: Serve, model: str) -> None:
     """Fields that clients send by themselves."""
@@ -272,7 +290,14 @@ async def test_what_says_nothing_is_let_through(serve: Serve, model: str) -> Non
         ({"model": "pit", "n": 2}, "n"),
         ({"model": "pit", "logprobs": True}, "logprobs"),
         ({"model": "pit", "tools": TOOLS}, "tools"),
-        ({"model": "pit", "response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {
+                "model": "pit",
+                "response_format": {"type": "json_object"},
+                "pit": {"keep": {"json_schema": {"type": "object"}}},
+            },
+            "response_format",
+        ),
         ({"model": "pit", "logit_bias": {"3": 1}}, "logit_bias"),
         ({"store": True}, "store"),
         ({"service_tier": "priority"}, "service_tier"),
