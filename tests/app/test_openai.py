@@ -1,6 +1,7 @@
 """The OpenAI-compatible endpoints over fakes: shapes, streams, refusals. tests/contract compares the numbers
 with vLLM's own server."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -385,6 +386,25 @@ async def test_a_stream_fails_with_a_status_before_it_begins_and_an_event_after(
     assert begun.status_code == 200
     assert chunks_of(begun)[-1]["error"]["type"] == "engine_error"
     assert_error(await client.post(path, json=body | {"max_tokens": 2, "stream": False}), 500, None)
+
+
+class Slow(FakeEngine):
+    """Fails after a while, as one does whose queue is long."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Any:
+        await asyncio.sleep(0.1)
+        raise EngineFailed("It died.")
+        yield Delta("", 1)
+
+
+@pytest.mark.parametrize("model", ["policy", "pit"])
+async def test_an_error_after_a_comment_is_an_event(serve: Serve, model: str) -> None:
+    """The status has gone out with the comment: the stream must still say what happened, and end."""
+    client = await serve(fake_models(policy=Slow()), ping_interval_s=0.02)
+    broken = await client.post(CHAT, json=POLICY | {"model": model, "stream": True})
+    assert broken.status_code == 200
+    assert ": ping" in broken.text
+    assert chunks_of(broken)[-1]["error"]["message"] == "It died."
 
 
 async def test_half_a_surrogate_pair_in_a_call_breaks_no_answer(serve: Serve) -> None:
