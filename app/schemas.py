@@ -84,10 +84,13 @@ def _plain_json(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+PlainJson = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+
+
 class KeepOptions(RequestModel):
     """What every accepted response must hold (docs/improve.md, "Must-keep constraints")."""
 
-    json_schema: Annotated[dict[str, Any], AfterValidator(_plain_json)] | None = None
+    json_schema: PlainJson | None = None
     quotes: list[Annotated[Text, Field(min_length=1)]] = Field(default=[], max_length=100)
     quoted: bool = False
     length_ratio: LengthRatioOptions | None = None

@@ -9,7 +9,16 @@ from app.checkpoint import SamplingDefaults
 from app.engines.base import Constraint, Message, Sampling, Tools
 from app.errors import BadRequest
 from app.improve.options import Options
-from app.schemas import ChatMessage, LoopOptions, RequestModel, SamplingOptions, Text, make_options
+from app.schemas import (
+    ChatMessage,
+    KeepOptions,
+    LoopOptions,
+    PlainJson,
+    RequestModel,
+    SamplingOptions,
+    Text,
+    make_options,
+)
 
 MAX_CHOICES = 128
 """Completions that one request may ask for: `n` times its prompts."""
@@ -94,7 +103,7 @@ class ChatTurn(RequestModel):
 class Function(RequestModel):
     name: Annotated[Text, Field(min_length=1, max_length=128)]
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: PlainJson | None = None
     strict: bool | None = None
 
 
@@ -117,7 +126,7 @@ class JsonSchema(RequestModel):
 
     name: Text
     description: Text | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: PlainJson = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -273,14 +282,28 @@ class ChatCompletionRequest(GenerationRequest):
             ChatMessage.model_construct(role=roles.get(turn.role, turn.role), content=turn.content or "")
             for turn in turns
         ]
-        return make_options(messages, self.pit or LoopOptions(), self, self.limit, reference)
+        return make_options(messages, self._loop_options(), self, self.limit, reference)
+
+    def _loop_options(self) -> LoopOptions:
+        """The `pit` object; a response_format is one more thing that every response must keep to."""
+        options = self.pit or LoopOptions()
+        form = self.response_format.constraint() if self.response_format else None
+        if form is None:
+            return options
+        keep = options.keep or KeepOptions()
+        if keep.json_schema is not None:
+            raise BadRequest(
+                "response_format and pit.keep.json_schema ask for two forms: send one of them.",
+                param="response_format",
+            )
+        schema = {"type": "object"} if form.schema is None else dict(form.schema)
+        return options.model_copy(update={"keep": keep.model_copy(update={"json_schema": schema})})
 
     def _check_pit(self) -> None:
         refused: Mapping[str, object] = {
             "n": (self.n or 1) > 1,
             "logprobs": self.logprobs,
             "tools": self.tools,
-            "response_format": self.response_format and self.response_format.type != "text",
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "repetition_penalty": self.repetition_penalty,

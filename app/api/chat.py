@@ -15,12 +15,10 @@ from app.api.openai import (
     Envelope,
     chat_logprobs,
     dumps,
-    encoded,
     stream_answers,
     tool_call_object,
     usage_object,
 )
-from app.api.render import shown
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
 from app.errors import BadRequest
@@ -150,19 +148,15 @@ class PitChat:
         return self.envelope.answer([_choice(0, message, self._reason(result), None)], self._usage(result))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The best response as Server-Sent Events, when the run has ended; comments until then. An error is
-        an event."""
+        """The best response as Server-Sent Events, when the run has ended; comments until then."""
         usage = "null" if self.body.with_usage else ""
-        try:
-            yield self.envelope.chunk(_opening(0), usage)
-            result = await finish(self.run, self.telemetry)
-            for piece in PIECES.findall(result.response):
-                yield self.envelope.chunk(_chunk(0, f'{{"content":{dumps(piece)}}}', None), usage)
-            yield self.envelope.chunk(_chunk(0, "{}", self._reason(result)), usage)
-            if usage:
-                yield self.envelope.chunk("", dumps(usage_object(self._usage(result))))
-        except Exception as error:
-            yield encoded(f"data: {dumps(shown(error).body())}\n\n")
+        yield self.envelope.chunk(_opening(0), usage)
+        result = await finish(self.run, self.telemetry)
+        for piece in PIECES.findall(result.response):
+            yield self.envelope.chunk(_chunk(0, f'{{"content":{dumps(piece)}}}', None), usage)
+        yield self.envelope.chunk(_chunk(0, "{}", self._reason(result)), usage)
+        if usage:
+            yield self.envelope.chunk("", dumps(usage_object(self._usage(result))))
         yield DONE
 
     def _reason(self, result: Result) -> str:

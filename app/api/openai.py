@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from app.api.render import shown
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
 from app.improve.answer import Answers
 from app.improve.events import TokenCount
@@ -70,27 +69,19 @@ async def stream_answers(
     choice: Callable[[int, Delta], str | None],
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of all choices, ended by [DONE]. `first` gives what comes before any delta of a choice,
-    `choice` what stands for a delta; None: no chunk.
-
-    An error before the first chunk is raised: the client gets its status. A later one is sent as an event.
-    """
+    `choice` what stands for a delta; None: no chunk."""
     begun = False
-    try:
-        async with aclosing(answers.deltas()) as deltas:
-            async for number, delta in deltas:
-                if not begun:
-                    begun = True
-                    for n in range(len(answers.counts)):
-                        if opening := first(n):
-                            yield envelope.chunk(opening, usage.of(n))
-                if made := choice(number, delta):
-                    yield envelope.chunk(made, usage.of(number))
-        if usage.at_end:
-            yield envelope.chunk("", dumps(usage_object(answers.usage)))
-    except Exception as error:
-        if not begun:
-            raise
-        yield encoded(f"data: {dumps(shown(error).body())}\n\n")
+    async with aclosing(answers.deltas()) as deltas:
+        async for number, delta in deltas:
+            if not begun:
+                begun = True
+                for n in range(len(answers.counts)):
+                    if opening := first(n):
+                        yield envelope.chunk(opening, usage.of(n))
+            if made := choice(number, delta):
+                yield envelope.chunk(made, usage.of(number))
+    if usage.at_end:
+        yield envelope.chunk("", dumps(usage_object(answers.usage)))
     yield DONE
 
 

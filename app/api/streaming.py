@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.render import dumps, shown, sse
 from app.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class EventStream(Response):
     """A stream of Server-Sent Events. Sends a comment after `ping_s` seconds of silence; cancels when the
     client goes.
 
-    The status goes out with the first chunk or comment: an error before that has a status of its own.
+    The status goes out with the first chunk or comment. An error before that is raised, and so has a status
+    of its own; one after it is an event, and [DONE].
     """
 
     media_type = "text/event-stream"
@@ -92,7 +94,10 @@ class EventStream(Response):
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
-            producer.result()
+            if error := producer.exception():
+                if not begun or not isinstance(error, Exception):
+                    raise error
+                await write(sse(dumps(shown(error).body())) + sse("[DONE]"))
             await write(b"", more=False)
         finally:
             for task in (producer, *helpers):

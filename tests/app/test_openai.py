@@ -1,6 +1,7 @@
 """The OpenAI-compatible endpoints over fakes: shapes, streams, refusals. tests/contract compares the numbers
 with vLLM's own server."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -232,6 +233,24 @@ async def test_pit_improves_the_assistant_s_last_message(serve: Serve) -> None:
     assert_error(await client.post(CHAT, json=body | {"messages": alone}), 400, None, "messages")
 
 
+async def test_pit_keeps_to_the_response_format(serve: Serve) -> None:
+    """Draft and improvement are generated in it, and nothing else is accepted."""
+    engines = [FakeEngine(script=lambda m: '{"a":1}'), FakeEngine(script=lambda m: '{"a":22}')]
+    models = replace(longer_is_better(), policy=engines[0], improver=engines[1])
+    client = await serve(models)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    body = {"model": "pit", "messages": MESSAGES, "seed": 1}
+    body["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = await post(client, CHAT, body)
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"a": 22}
+    for engine in engines:
+        assert engine.samplings[0].constraint is not None
+        assert engine.samplings[0].constraint.schema == schema
+    await post(client, CHAT, body | {"response_format": {"type": "json_object"}})
+    assert engines[0].samplings[-1].constraint is not None
+    assert engines[0].samplings[-1].constraint.schema == {"type": "object"}
+
+
 @pytest.mark.parametrize("model", ["policy", "pit"])
 async def test_what_says_nothing_is_let_through(serve: Serve, model: str) -> None:
     """Fields that clients send by themselves."""
@@ -272,7 +291,14 @@ async def test_what_says_nothing_is_let_through(serve: Serve, model: str) -> Non
         ({"model": "pit", "n": 2}, "n"),
         ({"model": "pit", "logprobs": True}, "logprobs"),
         ({"model": "pit", "tools": TOOLS}, "tools"),
-        ({"model": "pit", "response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {
+                "model": "pit",
+                "response_format": {"type": "json_object"},
+                "pit": {"keep": {"json_schema": {"type": "object"}}},
+            },
+            "response_format",
+        ),
         ({"model": "pit", "logit_bias": {"3": 1}}, "logit_bias"),
         ({"store": True}, "store"),
         ({"service_tier": "priority"}, "service_tier"),
@@ -360,6 +386,25 @@ async def test_a_stream_fails_with_a_status_before_it_begins_and_an_event_after(
     assert begun.status_code == 200
     assert chunks_of(begun)[-1]["error"]["type"] == "engine_error"
     assert_error(await client.post(path, json=body | {"max_tokens": 2, "stream": False}), 500, None)
+
+
+class Slow(FakeEngine):
+    """Fails after a while, as one does whose queue is long."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Any:
+        await asyncio.sleep(0.1)
+        raise EngineFailed("It died.")
+        yield Delta("", 1)
+
+
+@pytest.mark.parametrize("model", ["policy", "pit"])
+async def test_an_error_after_a_comment_is_an_event(serve: Serve, model: str) -> None:
+    """The status has gone out with the comment: the stream must still say what happened, and end."""
+    client = await serve(fake_models(policy=Slow()), ping_interval_s=0.02)
+    broken = await client.post(CHAT, json=POLICY | {"model": model, "stream": True})
+    assert broken.status_code == 200
+    assert ": ping" in broken.text
+    assert chunks_of(broken)[-1]["error"]["message"] == "It died."
 
 
 async def test_half_a_surrogate_pair_in_a_call_breaks_no_answer(serve: Serve) -> None:
