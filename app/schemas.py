@@ -52,7 +52,8 @@ class ChatMessage(RequestModel):
     content: Text | list[TextPart]
 
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """Parts are joined as vLLM joins them."""
+        return self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content)
 
 
 def _ends_with_user(messages: list[ChatMessage]) -> list[ChatMessage]:
@@ -138,7 +139,7 @@ class ImproveRequest(LoopOptions, SamplingOptions):
     messages: Messages
     reference: Annotated[Text, AfterValidator(_not_blank)] | None = None
     stream: bool = False
-    store: Literal[False] | None = None
+    store: bool | None = Field(default=None, description="keep the run; null: as the server is set")
     metadata: dict[str, Text] | None = Field(default=None, max_length=16)
 
     view: Literal["text", "edits"] = Field(default="text", description="edits: differences too, as hunks")
@@ -146,32 +147,6 @@ class ImproveRequest(LoopOptions, SamplingOptions):
     def options(self) -> Options:
         options = make_options(self.messages, self, self, self.max_tokens, self.reference)
         return replace(options, edits=self.view == "edits")
-
-
-class StreamOptions(RequestModel):
-    include_usage: bool = False
-
-
-class ChatCompletionRequest(SamplingOptions):
-    """`POST /v1/chat/completions`. What is not listed here is refused with its name."""
-
-    model: Literal["policy", "pit"]
-    messages: Messages
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
-    store: Literal[False] | None = None
-    metadata: dict[str, Text] | None = Field(default=None, max_length=16)
-    user: Text | None = None
-    pit: LoopOptions | None = None
-
-    def options(self) -> Options:
-        limit = self.max_completion_tokens or self.max_tokens
-        return make_options(self.messages, self.pit or LoopOptions(), self, limit, None)
 
 
 class ScoreRequest(RequestModel):
@@ -260,7 +235,8 @@ class IterationOut(ResponseModel):
 
 
 class Improvement(ResponseModel):
-    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object` and `metadata`."""
+    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object`, `metadata` and whether
+    the run is stored. `identities` are content hashes of the models, where their manifests hold one."""
 
     id: str
     object: Literal["improvement"] = "improvement"
@@ -273,11 +249,46 @@ class Improvement(ResponseModel):
     stop_reason: StopReason
     usage: UsageOut
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
+    seed: int
     ms: float
     violations: list[ViolationOut] = []
     edits: list[HunkOut] | None = None
     metadata: dict[str, str] | None = None
+    stored: bool = False
+
+
+class RunSummary(ResponseModel):
+    """A stored run in a list. `created` and `finished` are seconds since the epoch."""
+
+    id: str
+    object: Literal["improvement.run"] = "improvement.run"
+    created: int
+    finished: int | None
+    state: Literal["running", "completed", "failed", "cancelled"]
+    stop_reason: StopReason | None
+    iterations: int | None
+
+
+class RunList(ResponseModel):
+    object: Literal["list"] = "list"
+    data: list[RunSummary]
+    has_more: bool
+
+
+class StoredRun(ResponseModel):
+    """`GET /v1/improve/{id}`. `request` is what was sent, without `stream` and with the run's seed: sent
+    again, it gives the same run."""
+
+    id: str
+    object: Literal["improvement.run"] = "improvement.run"
+    created: int
+    finished: int | None
+    state: Literal["running", "completed", "failed", "cancelled"]
+    request: dict[str, Any]
+    result: Improvement | None
+    error: "ErrorBody | None"
 
 
 class Score(ResponseModel):

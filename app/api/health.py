@@ -25,6 +25,8 @@ async def ready(request: Request) -> Any:
     `degraded` names what does not work while requests are still answered: a gap reward that is down."""
     runtime: Runtime = request.app.state.runtime
     reasons = await runtime.not_ready_because()
+    if (store := request.app.state.runs.store) and store.problem:
+        reasons.append(store.problem.rstrip("."))
     request.app.state.telemetry.ready.set(0 if reasons else 1)
     if reasons:
         message = f"Not ready: {'; '.join(reasons)}."

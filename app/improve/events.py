@@ -104,6 +104,7 @@ class Result:
     stop_reason: StopReason
     usage: Usage
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
     seed: int
     ms: float

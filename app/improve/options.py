@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +24,8 @@ class Models:
     scorer: Scorer | None = None
     calibration: GapCalibration = field(default_factory=GapCalibration)
     improve_turn: str = ""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Content hashes of the checkpoints that have one, by policy, improver, gap_reward."""
 
     def engine(self, name: ModelName) -> Engine:
         """Raises `BadRequest` for a model that the server does not have."""
