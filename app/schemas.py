@@ -141,7 +141,6 @@ class ImproveRequest(LoopOptions, SamplingOptions):
     stream: bool = False
     store: bool | None = Field(default=None, description="keep the run; null: as the server is set")
     metadata: dict[str, Text] | None = Field(default=None, max_length=16)
-
     view: Literal["text", "edits"] = Field(default="text", description="edits: differences too, as hunks")
 
     def options(self) -> Options:

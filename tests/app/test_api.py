@@ -234,7 +234,7 @@ async def test_a_server_that_cannot_start_says_why_and_stays_unready() -> None:
 async def test_readiness_is_lost_when_an_engine_dies(serve: Serve) -> None:
     models = fake_models()
     client = await serve(models)
-    assert (await client.get("/health/ready")).json() == {"status": "ok", "reasons": []}
+    assert (await client.get("/health/ready")).json() == {"status": "ok", "reasons": [], "degraded": []}
     assert models.policy is not None
     await models.policy.close()
     response = await client.get("/health/ready")
