@@ -149,10 +149,10 @@ class ImproveRequest(LoopOptions, SamplingOptions):
 
 
 class ScoreRequest(RequestModel):
-    """`POST /v1/score`: does `candidate` answer better than `baseline`?"""
+    """`POST /v1/score`: does `candidate`, or each of several, answer better than `baseline`?"""
 
     messages: Messages
-    candidate: Text
+    candidate: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
     baseline: Text
 
 
@@ -295,6 +295,13 @@ class Score(ResponseModel):
     gap: float
     win_probability: float
     model: str
+
+
+class ScoreList(ResponseModel):
+    """One score for each candidate, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[Score]
 
 
 class ErrorBody(ResponseModel):

@@ -155,4 +155,3 @@ async def test_a_killed_process_ends_its_streams_and_comes_back(
     assert answer.status_code == 200
     assert process_of(supervised).pid != old
     assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
-    print(f"back after {time.monotonic() - killed:.1f} s")
