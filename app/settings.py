@@ -53,6 +53,12 @@ class Settings(BaseSettings):
     scoring_timeout_s: float = Field(
         default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds"
     )
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
+    )
+    served_model_name: tuple[Annotated[str, Field(pattern=r"^[^=\s]{1,200}=(policy|pit)$")], ...] = Field(
+        default=(), description="more names of the models, as NAME=policy or NAME=pit"
+    )
     watchdog_s: float = Field(
         default=20.0,
         gt=0,
@@ -66,12 +72,6 @@ class Settings(BaseSettings):
     )
     restart_delay_s: float = Field(
         default=1.0, gt=0, description="pause after a restart that failed; it doubles up to a minute"
-    )
-    tool_call_parser: str | None = Field(
-        default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
-    )
-    served_model_name: tuple[Annotated[str, Field(pattern=r"^[^=\s]{1,200}=(policy|pit)$")], ...] = Field(
-        default=(), description="more names of the models, as NAME=policy or NAME=pit"
     )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
