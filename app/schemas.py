@@ -144,7 +144,6 @@ class ImproveRequest(LoopOptions, SamplingOptions):
     stream: bool = False
     store: bool | None = Field(default=None, description="keep the run; null: as the server is set")
     metadata: dict[str, Text] | None = Field(default=None, max_length=16)
-
     view: Literal["text", "edits"] = Field(default="text", description="edits: differences too, as hunks")
 
     def options(self) -> Options:
@@ -153,10 +152,10 @@ class ImproveRequest(LoopOptions, SamplingOptions):
 
 
 class ScoreRequest(RequestModel):
-    """`POST /v1/score`: does `candidate` answer better than `baseline`?"""
+    """`POST /v1/score`: does `candidate`, or each of several, answer better than `baseline`?"""
 
     messages: Messages
-    candidate: Text
+    candidate: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
     baseline: Text
 
 
@@ -299,6 +298,13 @@ class Score(ResponseModel):
     gap: float
     win_probability: float
     model: str
+
+
+class ScoreList(ResponseModel):
+    """One score for each candidate, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[Score]
 
 
 class ErrorBody(ResponseModel):

@@ -14,7 +14,7 @@ from app.improve.loop import ImprovementRun
 from app.improve.options import Models
 from app.runs import Runs
 from app.runtime import Runtime
-from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreRequest
+from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
 from app.telemetry import Telemetry
 
 router = APIRouter(tags=["improve"])
@@ -47,25 +47,29 @@ async def improve(body: ImproveRequest, request: Request) -> Any:
     return await unless_disconnected(request, answer(), telemetry)
 
 
-@router.post("/v1/score", response_model=Score, responses=ERRORS)
+@router.post("/v1/score", response_model=Score | ScoreList, responses=ERRORS)
 async def score(body: ScoreRequest, request: Request) -> Any:
-    """The calibrated probability that one response beats another."""
+    """The calibrated probability that one response beats another; a list of candidates gives a list."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
     return await unless_disconnected(request, _score(runtime.models, body), telemetry)
 
 
-async def _score(models: Models, body: ScoreRequest) -> Score:
+async def _score(models: Models, body: ScoreRequest) -> Score | ScoreList:
     if models.scorer is None:
         raise ScoringUnavailable("This server has no gap reward. Start it with --gap-reward.")
     messages = tuple(Message(role=m.role, content=m.text()) for m in body.messages)
-    (verdict,), _ = await Gate(models.scorer, models.calibration, messages).judge(
-        [body.candidate], body.baseline
-    )
-    if verdict is None:
-        raise ContextTooLong(
-            f"The conversation with both responses does not fit the gap reward's context of"
-            f" {models.scorer.context_length} tokens. Shorten the candidate.",
-            param="candidate",
-        )
-    return Score(gap=verdict.gap, win_probability=verdict.win_probability, model=models.scorer.model_id)
+    candidates = [body.candidate] if isinstance(body.candidate, str) else body.candidate
+    verdicts, _ = await Gate(models.scorer, models.calibration, messages).judge(candidates, body.baseline)
+    scores = []
+    for number, verdict in enumerate(verdicts, 1):
+        if verdict is None:
+            which = "the candidate" if isinstance(body.candidate, str) else f"candidate {number}"
+            raise ContextTooLong(
+                f"The conversation with both responses does not fit the gap reward's context of"
+                f" {models.scorer.context_length} tokens. Shorten {which}.",
+                param="candidate",
+            )
+        name = models.scorer.model_id
+        scores.append(Score(gap=verdict.gap, win_probability=verdict.win_probability, model=name))
+    return scores[0] if isinstance(body.candidate, str) else ScoreList(data=scores)

@@ -59,13 +59,16 @@ class ImprovementRun:
     @classmethod
     async def start(cls, models: Models, options: Options) -> "ImprovementRun":
         """Raises what `Plan.make` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
-        seed = draw_seed() if options.seed is None else options.seed
-        return cls(await Plan.make(models, replace(options, seed=seed)), seed)
+        if options.seed is None:
+            options = replace(options, seed=draw_seed())
+        return cls(await Plan.make(models, options))
 
-    def __init__(self, plan: Plan, seed: int) -> None:
-        self.plan, self.seed = plan, seed
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         options = plan.options
         self.models, self.options = plan.models, options
+        assert options.seed is not None
+        self.seed = options.seed
         self.id = f"imp_{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.gate: Gate | None = self.plan.gate()

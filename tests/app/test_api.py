@@ -210,6 +210,10 @@ async def test_score_is_the_gate_s_probability(serve: Serve) -> None:
     assert answer["win_probability"] == pytest.approx(0.999994, abs=1e-6)
     same = (await client.post("/v1/score", json=body | {"candidate": "short"})).json()
     assert (same["gap"], same["win_probability"]) == (0.0, 0.5)
+    several = (await client.post("/v1/score", json=body | {"candidate": [body["candidate"], "short"]})).json()
+    assert several == {"object": "list", "data": [answer, same]}
+    none = await client.post("/v1/score", json=body | {"candidate": []})
+    assert_error(none, 400, "invalid_value")
     without = await serve(replace(longer_is_better(), scorer=None))
     assert_error(await without.post("/v1/score", json=body), 503, "scoring_unavailable")
     assert_error(

@@ -149,6 +149,16 @@ async def test_a_slow_engine_and_a_slow_reader_are_no_hang(
     assert engine.problem is None
 
 
+async def test_an_idle_time_is_no_hang(process: Process, builder: Builder) -> None:
+    """The watch begins with the request, where probes come seldom."""
+    timing = Timing(watchdog_s=0.2, probe_s=60, tick_s=0.01)
+    engine = SupervisedEngine(process, builder, timing)
+    await asyncio.sleep(0.3)
+    process.delay_s = 0.05
+    assert len(await generate(engine)) == 20
+    await engine.close()
+
+
 async def test_a_dead_engine_is_replaced(
     engine: SupervisedEngine, process: Process, builder: Builder
 ) -> None:

@@ -46,8 +46,10 @@ async def server(served: Served, checkpoints: dict[str, Path]) -> AsyncGenerator
         return mine
 
     listener = socket.create_server(("127.0.0.1", 0))
-    uvicorn_server = uvicorn.Server(uvicorn.Config(create_app(settings, factory), log_level="error"))
+    app = create_app(settings, factory)
+    uvicorn_server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     task = asyncio.create_task(uvicorn_server.serve(sockets=[listener]))
+    await app.state.runtime.settled.wait()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}", mine
     uvicorn_server.should_exit = True
     await task
@@ -155,4 +157,3 @@ async def test_a_killed_process_ends_its_streams_and_comes_back(
     assert answer.status_code == 200
     assert process_of(supervised).pid != old
     assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
-    print(f"back after {time.monotonic() - killed:.1f} s")

@@ -74,6 +74,22 @@ async def test_a_client_that_leaves_stops_its_generation(
     assert (await http.get("/health/ready")).status_code == 200
 
 
+async def test_responses_are_written_in_the_form_that_they_must_keep(http: httpx.AsyncClient) -> None:
+    """A random model has never seen JSON: the grammar makes every candidate valid."""
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    body = {"messages": MESSAGES, "reference": "No.", "candidates": 4, "seed": 1, "max_tokens": 60}
+    keep = {"keep": {"json_schema": schema}}
+    answer = (await http.post("/v1/improve", json=body | keep)).raise_for_status().json()
+    for iteration in answer["iterations"]:
+        assert json.loads(iteration["text"])["ok"] in (True, False)
+        assert iteration["violations"] == []
+
+
 async def test_many_runs_side_by_side_do_not_mix(http: httpx.AsyncClient) -> None:
     """Thirty runs at once, each with the texts that it has alone."""
     bodies = [
