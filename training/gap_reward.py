@@ -26,7 +26,6 @@ from training.errors import DataError
 from training.lengths import reward_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import is_encoder, load_reading_tokenizer, reward_model_to_train
-from training.optim import make_optimizer
 from training.paths import gap_reward_names, gap_reward_source
 from training.prefix_tree import RowScorer, TreeScorer, collate, merge, plain_module
 from training.release import release_reward_model
@@ -181,8 +180,7 @@ def train_gap_reward(worker: Worker) -> None:
         data_collator=(RowCollator if encoder else TreeCollator)(tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(scorer, gap.optimizer), None),
     )
     trainer.single_term = single
-    train(trainer, worker)
-    release_reward_model(worker, trained(trainer).classifier, tokenizer, "gap_reward", source, seed)
+    train(trainer, worker, gap.optimizer)
+    release_reward_model(worker, trained(trainer).part("classifier"), tokenizer, "gap_reward", source, seed)

@@ -14,6 +14,7 @@ from training.checkpoint import read_manifest
 from training.config import GuardConfig
 from training.errors import ConfigError, Diverged
 from training.guard import Guard, adapted_beta, verdict
+from training.models import Trained
 
 JUDGES = st.lists(st.floats(-5, 5), max_size=30)
 
@@ -159,7 +160,7 @@ def test_a_run_that_never_kept_within_its_bounds_publishes_nothing(tmp_path: Pat
     callback.on_log(None, state, control)
     assert control.should_training_stop
     with pytest.raises(Diverged, match=r"improver: kl 0.900 is above 0.5 .* nothing to publish"):
-        callback.finish()
+        callback.finish(Trained(None, {}))
 
 
 @pytest.mark.slow
