@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from training.chat import encode, encode_completion, gap_messages, improver_messages
+from training.checks import positions
 from training.errors import CheckpointError
 from training.paths import lineage
 
@@ -147,7 +148,7 @@ def publish(
         "format": FORMAT,
         "role": role,
         "improve_turn": config.improve_turn if role not in ("reward", "reader") else None,
-        "context_length": _context_length(model, config),
+        "context_length": _context_length(model, config, role),
         "length_budget": config.length.model_dump(),
         "gap": None,
         "base": provenance.base,
@@ -265,9 +266,10 @@ def score_golden(
     return samples
 
 
-def _context_length(model: PreTrainedModel, config: RunConfig) -> int:
-    limit = int(model.config.max_position_embeddings)
-    needed = config.length.prompt + config.length.reference + config.length.response
+def _context_length(model: PreTrainedModel, config: RunConfig, role: Role) -> int:
+    budget, alone = config.length, role == "gap_reward" and config.gap_turn is None
+    needed = budget.prompt + budget.response + (0 if alone else budget.reference)
+    limit = positions(model.config) or needed
     if needed > limit:
         raise CheckpointError(f"the length budget needs {needed} tokens, the model has {limit} positions")
     return limit

@@ -275,6 +275,12 @@ class DpoConfig(_Frozen):
     temperature: float = Field(default=1.0, gt=0)
     confidence: float = Field(default=0.7, ge=0.5, lt=1)
 
+    @model_validator(mode="after")
+    def _fills_a_batch(self) -> DpoConfig:
+        if self.prompts < self.optimizer.batch:
+            raise ValueError("prompts must fill at least one batch: each gives one pair at most")
+        return self
+
 
 class SamplingConfig(_Frozen):
     """The sampling that the checkpoints recommend (generation_config.json)."""

@@ -166,9 +166,7 @@ async def test_responses_are_generated_in_the_form_they_must_have_and_feedback_i
     engine = FakeEngine()
     models = fake_models(policy=engine, improver=engine)
     await collect(models, options(reference=None, strategy=strategy, candidates=2, keep=Keep(PRICE)))
-    free = [
-        chat[-1]["content"].startswith("Give feedback") for chat in engine.prompts
-    ]
+    free = [chat[-1]["content"].startswith("Give feedback") for chat in engine.prompts]
     assert [s.constraint for s in engine.samplings] == [None if f else Constraint(PRICE) for f in free]
     assert any(free) == (strategy == "self_refine")
 

@@ -140,8 +140,7 @@ CHATS: dict[str, dict[str, Any]] = {
     "top logprobs": SEEDED | {"logprobs": True, "top_logprobs": 3, "n": 2},
     "top logprobs greedy": GREEDY | {"logprobs": True, "top_logprobs": 5},
     "json object": SEEDED | {"response_format": {"type": "json_object"}, "max_tokens": 60},
-    "json schema": SEEDED
-    | {"response_format": json_schema(SCHEMA)},
+    "json schema": SEEDED | {"response_format": json_schema(SCHEMA)},
     "text format": GREEDY | {"response_format": {"type": "text"}},
     "roles": GREEDY
     | {

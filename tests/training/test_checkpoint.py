@@ -170,3 +170,21 @@ def test_calibration_enters_a_published_manifest_and_changes_nothing_else(copy: 
     assert read_manifest(copy) == before | {"gap": gap}
     assert content_hash(copy) == files
     assert sorted(path.name for path in copy.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_gap_reward_that_reads_the_candidate_alone_needs_no_room_for_the_reference(tmp_path: Path) -> None:
+    """What the check before the run lets through is not refused after the training."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from training.checkpoint import _context_length
+
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+            max_position_embeddings=200,
+        )
+    )  # fmt: skip
+    alone = tiny_config(tmp_path, "gap_reward.loss=pointwise")
+    assert _context_length(model, alone, "gap_reward") == 200  # 64 + 96 of the budget
+    with pytest.raises(CheckpointError, match="needs 256 tokens, the model has 200"):
+        _context_length(model, tiny_config(tmp_path), "gap_reward")

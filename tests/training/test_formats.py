@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.test_data import real
+from training import cli
 from training.data import PairStream, PreferencePair, load_pairs
 from training.errors import DataError
 from training.formats import Record, read_records, recognise
@@ -280,6 +281,22 @@ def test_prompts_that_two_files_share_are_counted(tmp_path: Path) -> None:
     ]
     assert [len(list(stream)) for stream in streams] == [6, 5]
     assert streams[0].shared_with(streams[1]) == {"prompts": 2, "drafts": 1}
+
+
+def test_inspect_reports_a_file_and_what_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = written(tmp_path / "a.jsonl", *rows(6)), written(tmp_path / "b.jsonl", *rows(9)[4:])
+    for options in ([], ["--json"]):
+        command = ["pit-train", "data", "inspect", str(first), "--against", str(second), *options]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+    told, _, as_json = capsys.readouterr().out.partition("{")
+    assert "6 pairs read, 6 kept, 6 prompts" in told and "words (median, 95%, most): prompt 2, 2, 2" in told
+    assert f"2 of its prompts stand in {second} too, 2 with the same rejected response" in told
+    record = json.loads("{" + as_json)
+    assert record["kept"] == 6 and record["shared"] == {str(second): {"prompts": 2, "drafts": 2}}
 
 
 # ---------- the real files

@@ -92,6 +92,13 @@ def test_a_crossed_bound_ends_it_and_is_never_the_best(
         (["rl_improver.guard={judge: gold}", "reader=null", "data.format=chat_pairs", "data.path=x"], "gold"),
         (["dpo_improver={optimizer: {learning_rate: 0.1, batch: 2, epochs: 1}, prompts: 4}"], "not both"),
         (["rl_improver=null"], "not neither"),
+        (
+            [
+                "rl_improver=null",
+                "dpo_improver={optimizer: {learning_rate: 0.1, batch: 8, epochs: 1}, prompts: 4}",
+            ],
+            "must fill at least one batch",
+        ),
     ],
 )
 def test_impossible_combinations(tmp_path: Path, overrides: list[str], message: str) -> None:
