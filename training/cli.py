@@ -152,20 +152,24 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
 ) -> None:
     """Read a file of preference pairs and report what it holds and what is left out."""
-    from training.data import load_pairs, shared_prompts
+    from training.data import PairStream
     from training.formats import recognise
 
-    loaded = load_pairs(recognise(path) if format == "auto" else format, path)  # type: ignore[arg-type]
-    shared = {}
-    for other in others or []:
-        found = load_pairs(recognise(other) if format == "auto" else format, other)  # type: ignore[arg-type]
-        shared[str(other)] = shared_prompts(loaded.pairs, found.pairs)
+    def read(file: Path) -> PairStream:
+        stream = PairStream(recognise(file) if format == "auto" else format, file)  # type: ignore[arg-type]
+        for _ in stream:
+            pass
+        return stream
+
+    found = read(path)
+    shared = {str(other): found.shared_with(read(other)) for other in others or []}
     if as_json:
-        print(json.dumps(loaded.report.as_dict() | {"shared_prompts": shared}, indent=1))
+        print(json.dumps(found.report().as_dict() | {"shared": shared}, indent=1))
         return
-    print(loaded.report.text())
-    for name, count in shared.items():
-        print(f"  {count} of its prompts stand in {name} too")
+    print(found.report().text())
+    for name, counts in shared.items():
+        prompts, drafts = counts["prompts"], counts["drafts"]
+        print(f"  {prompts} of its prompts stand in {name} too, {drafts} with the same rejected response")
 
 
 @data_app.command()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from training.errors import ConfigError
 from training.formats import Format
 from training.machine import accelerators, place
+from training.split import check_fractions
 
 
 class _Frozen(BaseModel):
@@ -41,6 +42,9 @@ class DataConfig(_Frozen):
     def _path_fits_format(self) -> DataConfig:
         if self.format != "helpdesk" and self.path is None:
             raise ValueError(f"data.path is needed for format {self.format!r}: add data.path=FILE")
+        if self.format == "helpdesk" and (self.path or self.heldout_path):
+            raise ValueError("data.path: helpdesk writes its own data; say what the file is (data.format)")
+        check_fractions(self.split)
         return self
 
 
@@ -361,6 +365,11 @@ class RunConfig(_Frozen):
             raise ValueError("reader is for data.format 'helpdesk' alone, and a reward must start from it")
         if self.reader is not None and self.base.path is not None:
             raise ValueError("reader is for a base model from scratch; an existing model can read already")
+        for name in ("sft_policy", "sft_improver"):
+            if self.base.path is not None and getattr(self, name).replay:
+                raise ValueError(f"{name}.replay: only a base model from scratch has documents to replay")
+        if self.evaluation.judge == "gold" and self.data.format != "helpdesk":
+            raise ValueError("evaluation.judge: gold reads the helpdesk's responses only")
         if self.gap_reward.start == "reward" and self.reward is None:
             raise ValueError("gap_reward.start is 'reward', but there is no reward section")
         if self.model.adapter is not None:

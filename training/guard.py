@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.config import GuardConfig
+from training.errors import Diverged
 from training.models import Trained
 from training.prefix_tree import trainable_state
 from training.runtime import Worker
@@ -125,10 +126,19 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                     path.unlink()
 
     def finish(self, last: Trained) -> tuple[Trained, dict[str, float]]:
-        """The model with its best weights in place of the last, and figures for the manifest."""
+        """The model with its best weights in place of the last, and figures for the manifest.
+
+        Raises:
+            Diverged: a bound was crossed before there was a best.
+        """
         if self.worker.main and self.reason is not None:
             append_metrics(self.worker, {"stopped": self.reason, "best_step": self.best_step})
         if self.best_step is None:
+            if self.reason is not None:
+                raise Diverged(
+                    f"{self.worker.stage}: {self.reason}, before any window kept within its bounds: there "
+                    "is nothing to publish. Lower its learning rate or raise beta, or widen the bounds"
+                )
             return last, {}
         best = load_file(self._path(self.best_step)) if self.worker.main else {}
         return Trained(last.model, {**last.state, **best}), {"best_step": float(self.best_step)}

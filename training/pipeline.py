@@ -22,6 +22,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from training.checkpoint import check_files, read_manifest
+from training.checks import check_data_files, check_models
 from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
 from training.machine import place
@@ -219,14 +220,19 @@ def check_settings(config: RunConfig) -> None:
 
     Raises:
         ConfigError: the launcher started another number of processes, a batch does not divide, a tracker is
-            not there, vLLM cannot make the rollouts, or weights cannot be divided as asked.
+            not there, vLLM cannot make the rollouts, weights cannot be divided as asked, or a model has no
+            room for the length budget.
+        CheckpointError: a model cannot be loaded or has no chat template.
+        DataError: a data file is not there.
     """
     check_processes(config)
+    check_data_files(config)
     check_sharding(config)
     check_batches(config)
     check_trackers(config)
     check_rollouts(config)
     check_references(config)
+    check_models(config)
 
 
 def check_processes(config: RunConfig) -> None:

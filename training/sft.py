@@ -57,7 +57,7 @@ def _train(
     """`question` gives what the model reads before y_w."""
     config = worker.config
     tokenizer, model = load_tokenizer(source), causal_lm_to_train(config, source)
-    check_room(config, tokenizer, model)
+    check_room(config, tokenizer, model.config)
     positions = int(model.config.get_text_config().max_position_embeddings)
     examples = []
     for pair in fitting_pairs(worker, tokenizer, "sft"):

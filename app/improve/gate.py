@@ -64,9 +64,10 @@ class Gate:
     messages: tuple[Message, ...]
     _self_scores: dict[str, float] = field(default_factory=dict)
 
-    def tokens_needed(self, candidates: Sequence[str], baseline: str) -> int:
+    async def tokens_needed(self, candidates: Sequence[str], baseline: str) -> int:
         """Tokens that `judge` would read for these texts."""
-        return sum(len(self.scorer.encode(self._ask(*pair))) for pair in self._pairs(candidates, baseline))
+        asked = [self._ask(*pair) for pair in self._pairs(candidates, baseline)]
+        return sum([len(await self.scorer.encode(comparison)) for comparison in asked])
 
     async def judge(self, candidates: Sequence[str], baseline: str) -> tuple[list[Verdict | None], int]:
         """One verdict for each candidate, in order, from one batch; and the tokens read.
@@ -78,9 +79,9 @@ class Gate:
         try:
             return await self._judge(candidates, baseline)
         except ContextTooLong:
-            if not self._fits(baseline, baseline):
+            if not await self._fits(baseline, baseline):
                 raise
-        fitting = [candidate for candidate in candidates if self._fits(candidate, baseline)]
+        fitting = [candidate for candidate in candidates if await self._fits(candidate, baseline)]
         verdicts, tokens = await self._judge(fitting, baseline)
         found = dict(zip(fitting, verdicts, strict=True))
         return [found.get(candidate) for candidate in candidates], tokens
@@ -95,8 +96,8 @@ class Gate:
             self._self_scores = {baseline: raw[baseline, baseline]}
         return [self._verdict(candidate, baseline, raw) for candidate in candidates], scores.tokens
 
-    def _fits(self, candidate: str, baseline: str) -> bool:
-        return len(self.scorer.encode(self._ask(candidate, baseline))) <= self.scorer.context_length
+    async def _fits(self, candidate: str, baseline: str) -> bool:
+        return len(await self.scorer.encode(self._ask(candidate, baseline))) <= self.scorer.context_length
 
     def _ask(self, candidate: str, baseline: str) -> Comparison:
         return Comparison(self.messages, candidate, baseline)
@@ -130,25 +131,25 @@ class BudgetExhausted(Exception):
 
 @dataclass
 class TokenBudget:
-    """Tokens that a run may read and write in all. A generation reserves its worst case before it starts.
+    """Tokens that may be read and written. A generation starts only where its worst case fits.
 
-    So the budget holds even when several candidates are generated side by side. `limit` None: no limit.
+    `limit` None: no limit.
     """
 
     limit: int | None = None
     used: int = 0
-    reserved: int = 0
 
     def fits(self, tokens: int) -> bool:
-        return self.limit is None or self.used + self.reserved + tokens <= self.limit
+        return self.limit is None or self.used + tokens <= self.limit
 
-    def reserve(self, tokens: int) -> None:
-        """Raises `BudgetExhausted` when the tokens do not fit."""
-        if not self.fits(tokens):
-            raise BudgetExhausted
-        self.reserved += tokens
+    def shares(self, worst_case: int, width: int) -> list["TokenBudget"]:
+        """Budgets of `width` candidates that each need `worst_case` to begin: equal parts of what is left for
+        as many as fit, nothing for the others.
 
-    def settle(self, reserved: int, used: int) -> None:
-        """Give a reservation back, and count what was really used of it."""
-        self.reserved -= reserved
-        self.used += used
+        So no candidate spends what another counts on, and which of them is faster decides nothing.
+        """
+        if self.limit is None:
+            return [TokenBudget() for _ in range(width)]
+        left = self.limit - self.used
+        fitting = min(width, left // worst_case)
+        return [TokenBudget(left // fitting if number < fitting else 0) for number in range(width)]

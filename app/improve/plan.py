@@ -1,31 +1,39 @@
 """A run before it starts: every choice that follows from the request and the models, and every refusal."""
 
 from app.engines.base import Comparison
-from app.errors import BadRequest, ContextTooLong, ScoringUnavailable
+from app.errors import AppError, BadRequest, ContextTooLong, ScoringUnavailable
 from app.improve import turns
 from app.improve.events import Scoring
 from app.improve.gate import Gate
+from app.improve.keep import Checks
 from app.improve.options import Models, Options
 from app.improve.prompts import Prompts
 from app.improve.turns import ModelName, Strategy, Turn
 
 
 class Plan:
-    """Validates a request against the models and holds what follows from it.
+    """What follows from a request and the models. Make it with `Plan.make`."""
 
-    Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before anything
-    is generated.
-    """
+    @classmethod
+    async def make(cls, models: Models, options: Options) -> "Plan":
+        """Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before
+        anything is generated."""
+        problem = None if options.scoring == "off" else await _scoring_problem(models)
+        plan = cls(models, options, problem)
+        await plan._check_lengths()
+        await plan._check_scorer_length()
+        return plan
 
-    def __init__(self, models: Models, options: Options) -> None:
+    def __init__(self, models: Models, options: Options, scoring_problem: str | None) -> None:
+        """`scoring_problem`: why nothing can be scored now, None when the gap reward is up."""
         self.models, self.options = models, options
+        self.scoring_problem = scoring_problem
         self.scoring: Scoring = self._scoring()
         self.strategy: Strategy = self._strategy()
         self.iteration_limit, self.width = self._limits()
         self.prompts = Prompts(models, options)
+        self.checks = Checks(options.keep, options.reference) if options.keep else None
         self._check_names()
-        self._check_lengths()
-        self._check_scorer_length()
 
     def gate(self) -> Gate | None:
         """A gate for this run, or None when nothing is scored."""
@@ -48,15 +56,19 @@ class Plan:
             found["gap_reward"] = self.models.scorer.model_id
         return found
 
+    def identities(self) -> dict[str, str]:
+        """The content hashes of those checkpoints, where they are known."""
+        known = self.models.identities
+        return {name: known[name] for name in self.model_names() if name in known}
+
     def _scoring(self) -> Scoring:
         if self.options.scoring == "off":
             return "off"
-        if self.models.scorer is not None:
+        if self.scoring_problem is None:
             return "gap"
         if self.options.scoring == "required":
             raise ScoringUnavailable(
-                "Scoring is required, and this server has no gap reward."
-                " Start it with --gap-reward, or send scoring: best_effort or off.",
+                f"Scoring is required. {self.scoring_problem} Or send scoring: best_effort or off.",
                 param="scoring",
             )
         return "skipped"
@@ -72,8 +84,7 @@ class Plan:
             )
         if self.scoring == "skipped":
             raise ScoringUnavailable(
-                "best_of_n chooses by score, and this server has no gap reward. Start it with --gap-reward.",
-                param="strategy",
+                f"best_of_n chooses by score. {self.scoring_problem}", param="strategy"
             )
         return turns.best_of_n()
 
@@ -105,11 +116,11 @@ class Plan:
             self.models.engine("policy")
         self.models.engine(self.first_turn("").model)
 
-    def _check_lengths(self) -> None:
+    async def _check_lengths(self) -> None:
         """The first prompts leave room for their responses, and the draft fits the token budget."""
         options = self.options
         if options.reference is None:
-            draft_tokens, room = self.prompts.check_room(turns.draft(options.messages), "messages")
+            draft_tokens, room = await self.prompts.check_room(turns.draft(options.messages), "messages")
             if options.max_total_tokens is not None and draft_tokens + room > options.max_total_tokens:
                 raise BadRequest(
                     f"max_total_tokens is {options.max_total_tokens}, and drafting alone may take"
@@ -118,22 +129,33 @@ class Plan:
                     param="max_total_tokens",
                 )
             # The draft is not known yet: see at least that there is room beside an empty one.
-            self.prompts.check_room(self.first_turn(""), "messages")
+            await self.prompts.check_room(self.first_turn(""), "messages")
         else:
-            alone = self.models.engine(self.first_turn("").model)
-            without = len(alone.encode_chat(self.first_turn("").messages))
-            blame = "reference" if self.prompts.room(alone, without) is not None else "messages"
-            self.prompts.check_room(self.first_turn(options.reference), blame)
+            empty, turn = self.first_turn(""), self.first_turn(options.reference)
+            alone = await self.prompts.prepare(empty)
+            fits = self.prompts.room(self.models.engine(empty.model), alone) is not None
+            await self.prompts.check_room(turn, "reference" if fits else "messages")
 
-    def _check_scorer_length(self) -> None:
+    async def _check_scorer_length(self) -> None:
         """Where scoring is required, the gap reward can read the reference."""
         scorer, reference = self.models.scorer, self.options.reference or ""
         if self.options.scoring != "required" or scorer is None:
             return
-        tokens = len(scorer.encode(Comparison(self.options.messages, reference, reference)))
+        tokens = len(await scorer.encode(Comparison(self.options.messages, reference, reference)))
         if tokens > scorer.context_length:
             raise ContextTooLong(
                 f"The conversation with its reference takes {tokens} tokens for the gap reward, whose context"
                 f" holds {scorer.context_length}. Shorten them, or send scoring: best_effort.",
                 param="messages",
             )
+
+
+async def _scoring_problem(models: Models) -> str | None:
+    """Why nothing can be scored now; None when the gap reward is up, for all that is known."""
+    if models.scorer is None:
+        return "This server has no gap reward: start it with --gap-reward."
+    try:
+        await models.scorer.check_health()
+    except AppError as error:
+        return error.message
+    return None
