@@ -140,14 +140,12 @@ def _engine(question: Path, answer: Path) -> None:
         # Blocks of 128 tokens, its default there, cache nothing of a short conversation.
         arguments |= {"dtype": "float32", "enforce_eager": True, "block_size": 32}
     longest = max(map(len, prompts)) + request["max_tokens"]
+    # The seed is the engine's: vLLM 0.32 fails on a CPU when a request with its own is read in two parts.
     model = LLM(model=request["model"], max_model_len=longest, seed=request["seed"], **arguments)
-    sampling = [
-        SamplingParams(
-            temperature=request["temperature"], max_tokens=request["max_tokens"],
-            seed=request["seed"] + i, stop_token_ids=[request["eos"]], detokenize=False,
-        )
-        for i in range(len(prompts))
-    ]  # fmt: skip
+    sampling = SamplingParams(
+        temperature=request["temperature"], max_tokens=request["max_tokens"],
+        stop_token_ids=[request["eos"]], detokenize=False,
+    )  # fmt: skip
     outputs = model.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
     temporary = answer.with_suffix(".part")
     written = [list(output.outputs[0].token_ids) for output in outputs]
