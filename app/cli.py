@@ -38,6 +38,30 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Checkpoint of the gap reward: it decides what is accepted."),
     ] = None,
+    policy_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Upstream server that has the policy; repeatable."),
+    ] = None,
+    improver_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Upstream server that has the improver; repeatable."),
+    ] = None,
+    gap_reward_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="vLLM pooling server that has the gap reward; repeatable."),
+    ] = None,
+    policy_model: Annotated[
+        str | None, typer.Option(help="The policy's name upstream  [default: the first]")
+    ] = None,
+    improver_model: Annotated[
+        str | None, typer.Option(help="The improver's name upstream  [default: the first]")
+    ] = None,
+    gap_reward_model: Annotated[
+        str | None, typer.Option(help="The gap reward's name upstream  [default: the first]")
+    ] = None,
+    improve_turn: Annotated[
+        str | None, typer.Option(help="Sentence that asks for an improvement, where no pit.json says it.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML file of settings; options and PIT_* variables win over it."),
@@ -74,7 +98,9 @@ def serve(
     from app.settings import SettingsError, load_settings
 
     given = {
-        name: value for name, value in locals().items() if name in serve.__annotations__ and name != "config"
+        name: value
+        for name, value in locals().items()
+        if name in serve.__annotations__ and name != "config" and value != []
     }
     try:
         settings = load_settings(config, **given)

@@ -140,6 +140,10 @@ class Engine(Protocol):
     async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
         """A text, or its token ids, that `generate` continues: no conversation, no template."""
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """What the model reads for a conversation, for the golden check. Raises `BadRequest`,
+        `EngineFailed`."""
+
     def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream one completion; the special end token is counted, not shown.
 

@@ -142,6 +142,9 @@ class VllmEngine:
         ids = self._encoder.encode_text(text) if isinstance(text, str) else list(text)
         return Prompt(ids, len(ids))
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._encoder.encode(messages, generation_prompt=True)
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind

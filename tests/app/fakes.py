@@ -77,6 +77,11 @@ class FakeEngine:
             return await self.prepare([{"role": "text", "content": text}])
         return Prompt(list(text), len(text))
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        content = (await self.prepare(messages)).content
+        assert isinstance(content, list)
+        return content
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert isinstance(prompt.content, list)
         prompt_ids: list[int] = prompt.content
