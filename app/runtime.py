@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from app.engines.base import Engine
-from app.errors import AppError, CheckpointError, Overloaded
+from app.errors import AppError, CheckpointError, Overloaded, StoreError
 from app.improve.options import Models
 from app.served import ModelFactory, Served
 from app.settings import Settings
@@ -39,7 +39,7 @@ class Runtime:
         try:
             self.served = await self.factory(self.settings)
             self.ready_after_s = time.monotonic() - self._started
-        except CheckpointError as error:
+        except (CheckpointError, StoreError) as error:
             self.failure = str(error)
         except Exception as error:
             log.exception("start-up failed")

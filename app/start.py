@@ -97,6 +97,7 @@ async def start_models(settings: Settings, checkpoints: Checkpoints | None = Non
         improver=engines.get("improver"),
         scorer=scorer,
         improve_turn=turn if "improver" in engines else "",
+        identities={str(flag): c.manifest.content_hash for flag, c in checkpoints.items() if c.manifest},
     )
     notes = [note for part in parts for note in part.notes]
     if note and (models.improver or models.scorer):
