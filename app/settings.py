@@ -102,6 +102,21 @@ class Settings(BaseSettings):
         ge=16,
         description="context of checkpoints without a manifest, in tokens (at most the model's own)",
     )
+    base: Path | None = Field(
+        default=None,
+        description="model under the adapters of policy and improver, which then share one engine",
+    )
+    scorer: Literal["auto", "transformers", "vllm"] = Field(
+        default="auto",
+        description="what runs the gap reward; auto: transformers on a CPU, vLLM's pooling on a GPU",
+    )
+    speculative: Literal["ngram"] | None = Field(
+        default=None, description="draft tokens by looking up what was written before, the reference for one"
+    )
+    speculative_tokens: int = Field(default=5, ge=1, le=64, description="tokens drafted at a time")
+    vllm: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of vLLM's AsyncEngineArgs, by name"
+    )
     engine_start: Literal["fork", "spawn"] = Field(
         default="fork",
         description="how engine processes start: fork is 20 s faster, spawn starts from nothing",

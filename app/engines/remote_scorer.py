@@ -8,6 +8,7 @@ from typing import Any
 from app.engines.base import Comparison, Scores
 from app.engines.chat import comparison_chat
 from app.engines.remote import TOKENIZE, beginning
+from app.engines.together import together
 from app.engines.upstream import NOT_THERE, UpstreamPool
 from app.errors import AppError, BadRequest, ContextTooLong, EngineFailed, ScoringUnavailable
 
@@ -100,14 +101,3 @@ async def scoring_path(pool: UpstreamPool, model: str) -> str:
             raise
     await pool.post(POOLING, {**body, "task": "classify"})
     return POOLING
-
-
-async def together(calls: Sequence[Any]) -> list[Any]:
-    """The results of all, in order; the first error cancels the others."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
