@@ -86,3 +86,13 @@ class Runtime:
             except AppError as error:
                 reasons.append(f"{name}: {error.message}")
         return reasons
+
+    async def degraded_because(self) -> list[str]:
+        """What does not work while the server can still answer, fit to be shown: best_effort goes without."""
+        scorer = self.served.models.scorer if self.served else None
+        try:
+            if scorer:
+                await scorer.check_health()
+        except AppError as error:
+            return [f"gap reward: {error.message}"]
+        return []

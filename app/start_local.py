@@ -1,13 +1,17 @@
-"""Models on this machine: vLLM engines, and the gap reward in an engine or in this process."""
+"""Models on this machine: vLLM engines under supervision, and the gap reward in an engine or in this
+process."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 from app.checkpoint import Checkpoint, Flag
 from app.engines import golden, vllm_arguments
 from app.engines.base import Engine
+from app.engines.supervise import SupervisedEngine, Timing
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.engines.vllm_scorer import VllmScorer
@@ -29,36 +33,68 @@ async def start_local(settings: Settings, checkpoints: Checkpoints) -> Started:
     models = _Models(settings, EngineStarter(settings))
     try:
         await models.start(checkpoints)
-        if settings.verify:
-            await models.verify(checkpoints)
     except BaseException:
         await models.close()
         raise
+    supervised = {identity: models.supervise(identity) for identity in models.origins}
     engines: dict[Flag, Engine] = {
-        flag: models.engines[c.identity] for flag, c in checkpoints.items() if flag != "gap_reward"
+        flag: supervised[c.identity] for flag, c in checkpoints.items() if flag != "gap_reward"
     }
-    return Started(engines, models.scorer, models.close, version)
+
+    async def close() -> None:
+        await asyncio.gather(*(engine.close() for engine in supervised.values()))
+        await models.close()
+
+    return Started(engines, models.scorer, close, version)
+
+
+@dataclass
+class _Origin:
+    """One AsyncLLM and the engines over it: of one checkpoint, or of several as adapters over a base.
+
+    Built anew it gives all of its engines anew: `taken` says which of them their supervisors have.
+    """
+
+    checkpoints: Sequence[Checkpoint]
+    base: Path | None = None
+    engines: list[VllmEngine] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    building: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def make(self, settings: Settings, llm: object) -> list[VllmEngine]:
+        if self.base is None:
+            return [VllmEngine(self.checkpoints[0], settings, llm)]
+        return [VllmEngine(c, settings, llm, adapter=i) for i, c in enumerate(self.checkpoints, 1)]
+
+    def arguments(self, settings: Settings) -> dict[str, object]:
+        if self.base is None:
+            return vllm_arguments.generation(self.checkpoints[0], settings)
+        return vllm_arguments.over_base(self.base, self.checkpoints, settings)
+
+    def engine(self, identity: str) -> VllmEngine:
+        return self.engines[[c.identity for c in self.checkpoints].index(identity)]
 
 
 @dataclass
 class _Models:
-    """What has been started, by the checkpoints' identity."""
+    """What has been started; `origins` by the identity of the checkpoints that they serve."""
 
     settings: Settings
     starter: EngineStarter
-    engines: dict[str, VllmEngine] = field(default_factory=dict)
+    origins: dict[str, _Origin] = field(default_factory=dict)
     scorer: TransformersScorer | VllmScorer | None = None
 
     async def start(self, checkpoints: Checkpoints) -> None:
         settings, reward = self.settings, checkpoints.get("gap_reward")
         generating = {c.identity: c for flag, c in checkpoints.items() if flag != "gap_reward"}
-        pooling = reward is not None and (
-            settings.scorer == "vllm" or (settings.scorer == "auto" and not on_cpu())
-        )
         if settings.base and generating:
-            starts = [self._start_over_base(list(generating.values()))]
+            if not (settings.base / "config.json").is_file():
+                raise CheckpointError(f"--base {settings.base} is no model directory: it has no config.json.")
+            self.origins = dict.fromkeys(generating, _Origin(list(generating.values()), settings.base))
         else:
-            starts = [self._start_engine(checkpoint) for checkpoint in generating.values()]
+            self.origins = {identity: _Origin([checkpoint]) for identity, checkpoint in generating.items()}
+        pooling = settings.scorer == "vllm" or (settings.scorer == "auto" and not on_cpu())
+        starts = [self._start(origin) for origin in {id(o): o for o in self.origins.values()}.values()]
         if reward and pooling:
             starts.append(self._start_pooling(reward))
         for failure in await asyncio.gather(*starts, return_exceptions=True):
@@ -67,29 +103,14 @@ class _Models:
         # The gap reward is loaded after the engines are forked: a process that has computed must not fork.
         if reward and not pooling:
             self.scorer = await asyncio.to_thread(TransformersScorer, reward, settings.scoring_timeout_s)
+        if settings.verify:
+            for flag, checkpoint in checkpoints.items():
+                await self._verify(flag, checkpoint)
 
-    async def _start_engine(self, checkpoint: Checkpoint) -> None:
-        self.engines[checkpoint.identity] = await self.starter.start(
-            str(checkpoint.path),
-            vllm_arguments.generation(checkpoint, self.settings),
-            partial(VllmEngine, checkpoint, self.settings),
-        )
-
-    async def _start_over_base(self, checkpoints: list[Checkpoint]) -> None:
-        """One engine with the base's weights, and each checkpoint as an adapter over them."""
-        settings, base = self.settings, self.settings.base
-        assert base is not None
-        if not (base / "config.json").is_file():
-            raise CheckpointError(f"--base {base} is no model directory: it has no config.json.")
-
-        def make(llm: object) -> list[VllmEngine]:
-            return [VllmEngine(c, settings, llm, adapter=i) for i, c in enumerate(checkpoints, 1)]
-
-        arguments = vllm_arguments.over_base(base, checkpoints, settings)
-        for checkpoint, engine in zip(
-            checkpoints, await self.starter.start(str(base), arguments, make), strict=True
-        ):
-            self.engines[checkpoint.identity] = engine
+    async def _start(self, origin: _Origin, method: Literal["fork", "spawn"] | None = None) -> None:
+        arguments = origin.arguments(self.settings)
+        make = partial(origin.make, self.settings)
+        origin.engines = await self.starter.start(str(arguments["model"]), arguments, make, method=method)
 
     async def _start_pooling(self, checkpoint: Checkpoint) -> None:
         self.scorer = await self.starter.start(
@@ -98,23 +119,58 @@ class _Models:
             partial(VllmScorer, checkpoint, self.settings.scoring_timeout_s),
         )
 
-    async def verify(self, checkpoints: Checkpoints) -> None:
-        """Golden samples and a real generation on every model. Raises `CheckpointError`."""
-        for flag, checkpoint in checkpoints.items():
-            manifest, name = checkpoint.manifest, f"--{flag.replace('_', '-')} {checkpoint.path}"
-            if flag == "gap_reward":
-                assert self.scorer is not None and manifest is not None
-                allowed = golden.tolerance(self.scorer.float32)
-                await golden.check_scores(self.scorer, manifest.golden_scores(), allowed, name)
-                continue
-            engine = self.engines[checkpoint.identity]
-            if manifest:
-                allowed = golden.tolerance(engine.float32)
-                await golden.check_generation(engine, manifest.golden_generations(), allowed, name)
-            await golden.generate_one_token(engine, name)
+    def supervise(self, identity: str) -> SupervisedEngine:
+        origin = self.origins[identity]
+        origin.taken.add(identity)
+        build = partial(self._build_again, identity)
+        return SupervisedEngine(origin.engine(identity), build, timing(self.settings))
+
+    async def _build_again(self, identity: str) -> Engine:
+        """A new engine in place of one that ended. Spawned: a process that has computed must not fork."""
+        origin = self.origins[identity]
+        async with origin.building:
+            if identity in origin.taken:
+                # Nobody has built it since: the other engines over it have ended with it.
+                await asyncio.gather(*(engine.close() for engine in origin.engines))
+                await self._start(origin, "spawn")
+                origin.taken.clear()
+            try:
+                if self.settings.verify:
+                    (checkpoint,) = [c for c in origin.checkpoints if c.identity == identity]
+                    await self._verify("policy", checkpoint)
+            except BaseException:
+                await origin.engine(identity).close()
+                raise
+            finally:
+                origin.taken.add(identity)
+            return origin.engine(identity)
+
+    async def _verify(self, flag: Flag, checkpoint: Checkpoint) -> None:
+        """Golden samples and a real generation. Raises `CheckpointError`."""
+        manifest, name = checkpoint.manifest, f"--{flag.replace('_', '-')} {checkpoint.path}"
+        if flag == "gap_reward":
+            assert self.scorer is not None and manifest is not None
+            allowed = golden.tolerance(self.scorer.float32)
+            await golden.check_scores(self.scorer, manifest.golden_scores(), allowed, name)
+            return
+        engine = self.origins[checkpoint.identity].engine(checkpoint.identity)
+        if manifest:
+            allowed = golden.tolerance(engine.float32)
+            await golden.check_generation(engine, manifest.golden_generations(), allowed, name)
+        await golden.generate_one_token(engine, name)
 
     async def close(self) -> None:
-        await asyncio.gather(*(engine.close() for engine in self.engines.values()))
+        await asyncio.gather(*(e.close() for origin in self.origins.values() for e in origin.engines))
         if self.scorer:
             await self.scorer.close()
         self.starter.close()
+
+
+def timing(settings: Settings) -> Timing:
+    """How the settings have engines supervised."""
+    return Timing(
+        watchdog_s=settings.watchdog_s,
+        probe_s=settings.probe_s,
+        restart_hung_s=settings.restart_hung_s,
+        first_delay_s=settings.restart_delay_s,
+    )

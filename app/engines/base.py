@@ -22,11 +22,16 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Functions that the model may call, in OpenAI's form. `choice` names one that it must call, or says
-    whether it may or must call any."""
+    """Functions that the model may call, in OpenAI's form: each `{"type": "function", "function": {...}}`.
+
+    `choice` says whether it may or must call any, or names one that it must call:
+    `{"type": "function", "function": {"name": ...}}`.
+    """
 
     functions: tuple[Mapping[str, Any], ...]
     choice: Literal["auto", "none", "required"] | Mapping[str, Any] = "auto"
+    parallel: bool = True
+    """Whether the model may call several at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,10 @@ class Scorer(Protocol):
     async def score(self, comparisons: Sequence[Comparison]) -> Scores:
         """Score a batch. Raises `ContextTooLong` for an input over `context_length`, `ScoringUnavailable`
         otherwise."""
+
+    async def check_health(self) -> None:
+        """Return when the scorer can work, for all that is known: it is asked before every run, so nothing is
+        scored for it. Raises `ScoringUnavailable`, whose message says what to do."""
 
     async def close(self) -> None:
         """Free the model. Calling it again does nothing."""

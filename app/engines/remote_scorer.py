@@ -67,7 +67,11 @@ class RemoteScorer:
         return Scores([value for value, _ in found], sum(tokens for _, tokens in found))
 
     async def check_health(self) -> None:
-        self.pool.check_health()
+        try:
+            self.pool.check_health()
+        except EngineFailed as error:
+            message = f"{error.message} Start it again, or send scoring: best_effort."
+            raise ScoringUnavailable(message) from None
 
     async def close(self) -> None:
         await self.pool.close()

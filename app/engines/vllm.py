@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from app.checkpoint import Checkpoint, SamplingDefaults
-from app.engines.base import Delta, Message, Prompt, Sampling, Tools
+from app.engines.base import Delta, Message, Prompt, Sampling, ToolCallDelta, Tools
 from app.engines.chat import ChatEncoder
 from app.engines.vllm_arguments import ADAPTER
-from app.errors import BadRequest, EngineFailed
+from app.engines.vllm_sampling import finish_reason, refused, sampling_params, token_logprobs
+from app.engines.vllm_tools import ToolParsers, ToolPrompt, tool_dicts
+from app.errors import EngineFailed
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,14 +45,17 @@ class VllmEngine:
         if self.defaults.max_tokens is None and checkpoint.manifest:
             self.defaults = replace(self.defaults, max_tokens=checkpoint.manifest.length_budget.response)
         self.float32 = "float32" in str(llm.model_config.dtype)
+        self._tools = ToolParsers(settings.tool_call_parser, llm.get_tokenizer(), llm.model_config)
 
     async def prepare(
         self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
     ) -> Prompt:
-        if tools is not None:
-            raise BadRequest("This engine does not call tools yet.", param="tools", code="unsupported_value")
-        ids = self._encoder.encode(messages, generation_prompt=True)
-        return Prompt(ids, len(ids))
+        if tools is None:
+            ids = self._encoder.encode(messages, generation_prompt=True)
+            return Prompt(ids, len(ids))
+        self._tools.check(tools)
+        ids = self._encoder.encode(messages, generation_prompt=True, tools=tool_dicts(tools))
+        return Prompt(ids if tools.choice == "none" else ToolPrompt(ids, tools), len(ids))
 
     async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
         ids = self._encoder.encode_text(text) if isinstance(text, str) else list(text)
@@ -60,33 +65,31 @@ class VllmEngine:
         return self._encoder.encode(messages, generation_prompt=True)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        extra: dict[str, Any] = {}
-        if sampling.top_k:
-            extra["top_k"] = sampling.top_k
-        if sampling.repetition_penalty:
-            extra["repetition_penalty"] = sampling.repetition_penalty
-        parameters = SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=list(sampling.stop) or None,
-            skip_special_tokens=True,
-            output_kind=RequestOutputKind.DELTA,
-            **extra,
-        )
-        assert isinstance(prompt.content, list)
-        async with contextlib.aclosing(self._stream(prompt.content, parameters)) as outputs:
+        content = prompt.content
+        if isinstance(content, ToolPrompt):
+            calls = self._tools.start(content, sampling.constraint)
+            ids, parameters = content.ids, sampling_params(
+                sampling,
+                structured_outputs=calls.structured_outputs,
+                skip_special_tokens=calls.skip_special_tokens,
+            )
+        else:
+            assert isinstance(content, list)
+            calls, ids, parameters = None, content, sampling_params(sampling)
+        async with contextlib.aclosing(self._stream(ids, parameters)) as outputs:
             async for output in outputs:
                 completion = output.outputs[0]
+                text, reason = completion.text, finish_reason(completion.finish_reason)
+                called: tuple[ToolCallDelta, ...] = ()
+                if calls is not None:
+                    text, called, reason = calls.read(text, completion.token_ids, reason)
                 yield Delta(
-                    text=completion.text,
+                    text=text,
                     tokens=len(completion.token_ids),
-                    finish_reason=_finish_reason(completion.finish_reason),
+                    finish_reason=reason,
                     cached_tokens=output.num_cached_tokens or 0,
+                    logprobs=token_logprobs(completion.token_ids, completion.logprobs),
+                    tool_calls=called,
                 )
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
@@ -108,7 +111,7 @@ class VllmEngine:
 
     async def check_health(self) -> None:
         if self._closed or self._llm.errored:
-            raise EngineFailed("The engine process has ended. Start the server again.")
+            raise EngineFailed("The engine process has ended.")
 
     async def close(self) -> None:
         if not self._closed:
@@ -118,6 +121,7 @@ class VllmEngine:
     async def _stream(self, prompt_ids: Sequence[int], parameters: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for token ids. AsyncLLM aborts the request when its generator is closed or
         cancelled."""
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -134,6 +138,8 @@ class VllmEngine:
             raise EngineFailed(
                 "The engine process has ended. Try again when /health/ready answers 200."
             ) from None
+        except VLLMClientError as error:
+            raise refused(error) from None
         except EngineGenerateError as error:
             log.error("generation failed: %s", type(error.__cause__).__name__)
             raise EngineFailed("The engine failed to generate this response.") from None
@@ -156,8 +162,3 @@ async def stop(llm: Any) -> None:
         llm.output_handler.cancel()
     await asyncio.to_thread(llm.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
     multiprocessing.active_children()  # reaps the processes that have ended
-
-
-def _finish_reason(reason: str | None) -> Any:
-    """vLLM's finish reasons in OpenAI's two words; an abort ends the stream by closing, never by a reason."""
-    return None if reason is None else "length" if reason == "length" else "stop"

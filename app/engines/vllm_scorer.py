@@ -53,6 +53,10 @@ class VllmScorer:
             ) from None
         return Scores(values, sum(map(len, rows)))
 
+    async def check_health(self) -> None:
+        if self._closed or self._llm.errored:
+            raise ScoringUnavailable("The gap reward's process has ended. Start the server again.")
+
     async def close(self) -> None:
         if not self._closed:
             self._closed = True

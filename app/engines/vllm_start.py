@@ -18,8 +18,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from app.engines.vllm import SHUTDOWN_TIMEOUT_S
 from app.errors import CheckpointError
 from app.settings import Settings
 
@@ -156,9 +157,16 @@ class EngineStarter:
         self._starting = threading.Lock()
         self._ended = threading.Event()
 
-    async def start(self, name: str, arguments: dict[str, Any], make: Callable[[Any], T]) -> T:
-        """Build an AsyncLLM and what `make` makes of it, away from the event loop. Raises
-        `CheckpointError`."""
+    async def start(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        make: Callable[[Any], T],
+        *,
+        method: Literal["fork", "spawn"] | None = None,
+    ) -> T:
+        """Build an AsyncLLM and what `make` makes of it, away from the event loop; `method` None: as the
+        settings say. Raises `CheckpointError`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
@@ -172,14 +180,18 @@ class EngineStarter:
 
         def work() -> None:
             made: list[T] = []
-            failure = None
+            llm, failure = None, None
             try:
-                made.append(make(self._build(arguments)))
+                llm = self._build(arguments, method or self._settings.engine_start)
+                made.append(make(llm))
             except Exception as error:
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped while it started
                 loop.call_soon_threadsafe(settle, made, failure)
-            self._ended.wait()
+            if done.cancelled() and llm is not None:
+                llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)  # nobody waits for it any more
+            elif made:
+                self._ended.wait()
 
         threading.Thread(target=work, name=f"engine-{name}", daemon=True).start()
         try:
@@ -197,7 +209,7 @@ class EngineStarter:
         """Let the threads end. An engine that is still alive, half started for one, dies with its thread."""
         self._ended.set()
 
-    def _build(self, arguments: dict[str, Any]) -> Any:
+    def _build(self, arguments: dict[str, Any], method: str) -> Any:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -207,7 +219,7 @@ class EngineStarter:
         try:
             config = AsyncEngineArgs(**arguments).create_engine_config()
             # The CPU platform asks for "spawn" in every new configuration.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = self._settings.engine_start
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
             return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         finally:
             _after_fork_in_parent()  # nothing was forked: spawned, or failed before

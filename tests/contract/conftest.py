@@ -1,16 +1,21 @@
 """Tiny checkpoints, and one real engine of each kind for the whole session."""
 
+import asyncio
+import socket
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from app.engines.remote import RemoteEngine
 from app.engines.remote_scorer import RemoteScorer
+from app.engines.supervise import SupervisedEngine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
+from app.main import create_app
 from app.runtime import Served, start_models
 from app.settings import Settings
 from tests.contract.vllm_server import vllm_serve
@@ -31,15 +36,38 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 async def served(checkpoints: dict[str, Path]) -> AsyncGenerator[Served, None]:
     """What `pit serve` starts, golden checks included: vLLM with the policy, and the gap reward."""
-    found = await start_models(Settings(policy=checkpoints["both"], gap_reward=checkpoints["gap"]))
+    settings = Settings(
+        policy=checkpoints["both"], gap_reward=checkpoints["gap"], tool_call_parser="hermes"
+    )
+    found = await start_models(settings)
     yield found
     await found.close()
 
 
+@pytest.fixture(scope="session")
+async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[str, None]:
+    """The session's engine behind HTTP, with a store."""
+    settings = Settings(database=f"sqlite:///{tmp_path_factory.mktemp('store')}/pit.db")
+
+    async def close() -> None:
+        """The engine goes on: other tests use it."""
+
+    async def factory(_: Settings) -> Served:
+        return Served(served.models, close, served.engine_version)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, factory), log_level="error"))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
 @pytest.fixture
 def real_engine(served: Served) -> VllmEngine:
-    assert isinstance(served.models.policy, VllmEngine)
-    return served.models.policy
+    assert isinstance(served.models.policy, SupervisedEngine)
+    assert isinstance(served.models.policy.engine, VllmEngine)
+    return served.models.policy.engine
 
 
 @pytest.fixture

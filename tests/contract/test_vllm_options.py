@@ -8,6 +8,7 @@ import pytest
 
 from app.checkpoint import read_checkpoint
 from app.engines.base import Comparison, Sampling
+from app.engines.supervise import SupervisedEngine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.engines.vllm_arguments import adapter_rank, typed
@@ -87,11 +88,12 @@ async def test_adapters_share_one_engine_and_scores_come_from_another(
     )
     try:
         first, second, scorer = served.models.policy, served.models.improver, served.models.scorer
-        assert isinstance(first, VllmEngine) and isinstance(second, VllmEngine)
+        assert isinstance(first, SupervisedEngine) and isinstance(second, SupervisedEngine)
+        assert isinstance(first.engine, VllmEngine) and isinstance(second.engine, VllmEngine)
         assert isinstance(scorer, VllmScorer)
-        assert first._llm is second._llm
-        assert first._llm.vllm_config.scheduler_config.max_num_batched_tokens == 512
-        assert first._llm.vllm_config.scheduler_config.max_num_seqs == 8
+        assert first.engine._llm is second.engine._llm
+        scheduler = first.engine._llm.vllm_config.scheduler_config
+        assert (scheduler.max_num_batched_tokens, scheduler.max_num_seqs) == (512, 8)
         texts = []
         for engine in (first, second):
             prompt = await engine.prepare([{"role": "user", "content": "What is the price?"}])
