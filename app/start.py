@@ -40,6 +40,10 @@ def read_checkpoints(settings: Settings) -> Checkpoints:
             "Nothing to serve: give --policy DIR, and --improver DIR and --gap-reward DIR to improve;"
             " or --policy-url URL and the like for models that other servers have."
         )
+    if not any(given[flag] and flag not in remote for flag in ("policy", "improver")):
+        for name in ("base", "speculative", "vllm"):
+            if getattr(settings, name):
+                raise CheckpointError(f"{name} is a setting of engines here, and every model has a URL.")
     found: Checkpoints = {}
     for flag in FLAGS:
         if path := given[flag]:

@@ -66,6 +66,8 @@ class RemoteEngine:
         bound = bytes_of(messages) + MESSAGE_TOKENS * (len(messages) + 1)
         if tools is not None:
             body["tools"], body["tool_choice"] = list(tools.functions), tools.choice
+            if not tools.parallel:
+                body["parallel_tool_calls"] = False
             bound += len(json.dumps(body["tools"]))
         question = Question(CHAT, body, beginning(messages))
         fits = bound + (self.defaults.max_tokens or USUAL_RESPONSE) <= self.context_length
@@ -215,10 +217,8 @@ class _Answer:
             return
         try:
             chunk = json.loads(event)
-            if "error" in chunk:
+            if chunk.get("error"):
                 raise EngineFailed("The upstream failed while it wrote this response.")
-            if usage := chunk.get("usage"):
-                self._count(usage)
             for choice in chunk.get("choices") or ():
                 delta = self._delta(choice)
                 self._tokens += delta.tokens
@@ -226,6 +226,8 @@ class _Answer:
                     self._last = delta
                 elif delta.text or delta.tokens:
                     yield delta
+            if usage := chunk.get("usage"):
+                self._count(usage)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise EngineFailed("The upstream's answer is not what OpenAI's API says.") from None
 

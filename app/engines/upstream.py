@@ -243,7 +243,7 @@ class UpstreamPool:
         if status == 429:
             busy = Overloaded("The upstream is full. Try again.")
             with contextlib.suppress(ValueError):
-                busy.retry_after = max(1, round(float(response.headers.get("retry-after", ""))))
+                busy.retry_after = min(3600, max(1, int(response.headers.get("retry-after", ""))))
             return Failed(busy, again=True, counts=False)
         if status in (401, 403):
             log.error("check PIT_UPSTREAM_API_KEY: an upstream of %s refuses it", self.option)

@@ -92,6 +92,16 @@ async def test_an_answer_with_its_usage(connect: Connect) -> None:
     assert (deltas[-1].finish_reason, deltas[-1].prompt_tokens) == ("stop", 9)
 
 
+async def test_usage_may_come_with_the_last_piece(connect: Connect) -> None:
+    async def behave(_: FakeUpstream, writer: asyncio.StreamWriter, number: int) -> bool:
+        usage = {"prompt_tokens": 9, "completion_tokens": 6}
+        await stream(writer, [chunk("It is"), chunk(" red", "length", usage=usage, error=None)])
+        return True
+
+    first, last = await ask(await connect(FakeUpstream(behave=behave)))
+    assert (first.tokens, last.tokens, last.text, last.finish_reason) == (1, 5, " red", "length")
+
+
 async def test_what_is_sent(connect: Connect) -> None:
     """Every sampling option has its field; what was not asked for is left out."""
     upstream = FakeUpstream()
@@ -459,6 +469,8 @@ async def test_a_manifest_beside_a_url_needs_no_weights(tmp_path: Path) -> None:
         assert served.models.calibration.a == 4.0
         assert served.notes == ()
         await served.close()
+        with pytest.raises(CheckpointError, match=r"vllm is a setting of engines here"):
+            read_checkpoints(Settings(improver_url=(upstream.url,), vllm={"seed": 1}))
         with pytest.raises(CheckpointError, match=r"has no pit\.json, which is all"):
             read_checkpoints(Settings(improver=tmp_path, improver_url=(upstream.url,)))
 
