@@ -78,7 +78,7 @@ def pooling(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     arguments = _common(checkpoint.path, checkpoint.context_length(settings.max_model_len), settings)
     if arguments["dtype"] == "auto":
         arguments["dtype"] = checkpoint.dtype
-    return arguments | {"runner": "pooling", "convert": "classify"}
+    return arguments | {"runner": "pooling"}
 
 
 def _common(path: Path, context_length: int, settings: Settings) -> dict[str, Any]:
