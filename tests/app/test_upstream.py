@@ -2,16 +2,11 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from app.checkpoint import SamplingDefaults
@@ -22,20 +17,14 @@ from app.engines.remote_scorer import RemoteScorer
 from app.engines.upstream import PoolLimits, UpstreamPool
 from app.errors import (
     BadRequest,
-    CheckpointError,
     ContextTooLong,
     EngineFailed,
     Overloaded,
     ScoringUnavailable,
 )
-from app.main import create_app
-from app.settings import Settings, SettingsError, load_settings
-from app.start import read_checkpoints, start_models
-from tests.app.conftest import running
-from tests.app.upstream import FakeUpstream, chunk, reply, stream
-from tests.tiny import IMPROVE_TURN, write_manifest
+from tests.app.upstream import FakeUpstream, chunk, free_address, reply, stream
+from tests.tiny import IMPROVE_TURN
 
-ROOT = Path(__file__).resolve().parents[2]
 CHAT: list[Message] = [{"role": "user", "content": "What color is the lamp?"}]
 LIMITS = PoolLimits(
     connect_s=1, silence_s=0.3, total_s=5, retries=2, health_interval_s=0.05, breaker_failures=3,
@@ -61,15 +50,6 @@ async def connect() -> AsyncGenerator[Connect, None]:
             return RemoteEngine(pool, "fake", 256, SamplingDefaults(max_tokens=32), **options)
 
         yield start
-
-
-def free_address() -> str:
-    """Where nobody listens."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 async def ask(engine: RemoteEngine, messages: Sequence[Message] = CHAT, **sampling: Any) -> list[Delta]:
@@ -429,111 +409,3 @@ async def test_scores_or_a_clear_word_why_not(connect: Connect) -> None:
     dead = RemoteScorer((await connect(free_address())).pool, "gap", 256, None, timeout_s=2)
     with pytest.raises(ScoringUnavailable):
         await dead.score(asked)
-
-
-async def test_a_gateway_of_three_upstreams(tmp_path: Path) -> None:
-    """Settings to served models: an improvement, its turn and calibration from manifests without weights."""
-    policy, improver, gap = FakeUpstream(), FakeUpstream(words=("Better",)), FakeUpstream()
-    async with policy.running(), improver.running(), gap.running():
-        settings = load_settings(
-            policy_url=[policy.url + "/v1"],
-            improver_url=f"{improver.url}, {policy.url}",
-            gap_reward_url=[gap.url],
-            improver_model="fake",
-        )
-        served = await start_models(settings)
-        notes = " ".join(served.notes)
-        assert "Please improve your answer." in notes and "not calibrated" in notes
-        assert served.names() == {"policy": "fake", "improver": "fake", "gap reward": "fake"}
-        await served.close()
-        async with running(create_app(settings)) as client:
-            assert (await client.get("/health/ready")).status_code == 200
-            body = {"messages": CHAT, "reference": "Blue.", "store": False}
-            answer = (await client.post("/v1/improve", json=body)).json()
-            assert answer["scoring"] == "gap"
-            assert answer["iterations"][0]["text"] in ("Better", "It is red")
-
-
-async def test_a_manifest_beside_a_url_needs_no_weights(tmp_path: Path) -> None:
-    directory = tmp_path / "gap"
-    directory.mkdir()
-    (directory / "tokenizer.json").write_text("{}")
-    golden = {"messages": CHAT, "candidate": "a", "baseline": "b", "input_ids": [1], "score": 0.0}
-    write_manifest(directory, "gap_reward", [golden], improve_turn="Do better.")
-    (directory / "tokenizer.json").unlink()
-    async with FakeUpstream().running() as upstream:
-        url = (upstream.url,)
-        settings = Settings(gap_reward=directory, verify=False, improver_url=url, gap_reward_url=url)
-        served = await start_models(settings)
-        assert served.models.improve_turn == "Do better."
-        assert served.models.calibration.a == 4.0
-        assert served.notes == ()
-        await served.close()
-        with pytest.raises(CheckpointError, match=r"vllm is a setting of engines here"):
-            read_checkpoints(Settings(improver_url=(upstream.url,), vllm={"seed": 1}))
-        with pytest.raises(CheckpointError, match=r"has no pit\.json, which is all"):
-            read_checkpoints(Settings(improver=tmp_path, improver_url=(upstream.url,)))
-
-
-async def test_a_start_waits_for_an_upstream_and_says_what_is_wrong() -> None:
-    address = free_address()
-    settings = Settings(policy_url=(address,), upstream_start_timeout_s=10)
-    start = asyncio.create_task(start_models(settings))
-    await asyncio.sleep(0.3)
-    assert not start.done()
-    async with FakeUpstream().running(int(address.rsplit(":")[-1])):
-        await (await start).close()
-        wrong = settings.model_copy(update={"policy_model": "other"})
-        with pytest.raises(CheckpointError, match=r"no model 'other' \(--policy-model\)\. It has: fake"):
-            await start_models(wrong)
-    with pytest.raises(CheckpointError, match="--policy-url cannot be used"):
-        await start_models(settings.model_copy(update={"upstream_start_timeout_s": 0.1}))
-
-
-@pytest.mark.parametrize("value", ["localhost:8000", "ftp://host", "http://user:pw@host"])
-def test_an_address_that_is_none_is_refused(value: str) -> None:
-    with pytest.raises(SettingsError, match=r"policy_url.*write http://HOST:PORT"):
-        load_settings(policy_url=[value])
-
-
-def test_addresses_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIT_POLICY_URL", "http://a:1/v1/, http://b:2")
-    monkeypatch.setenv("PIT_UPSTREAM_API_KEY", "secret")
-    settings = load_settings()
-    assert settings.policy_url == ("http://a:1", "http://b:2")
-    assert "secret" not in repr(settings)
-
-
-async def test_a_gateway_is_light() -> None:
-    """`pit serve` with upstreams only: no torch, transformers or vllm, and little memory."""
-    import psutil  # type: ignore[import-untyped]
-
-    async with FakeUpstream().running() as upstream:
-        port = free_address().rsplit(":")[-1]
-        options = ("--port", port, "--policy-url", upstream.url, "--improver-url", upstream.url)
-        command = [sys.executable, "-X", "importtime", "-m", "app.cli", "serve", *options]
-        environment = {**os.environ, "PIT_DATABASE": "none"}
-        server = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-        )
-        assert server.stderr is not None
-        imported = asyncio.create_task(server.stderr.read())
-        try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(30):
-                while True:
-                    try:
-                        if (await client.get("/health/ready")).status_code == 200:
-                            break
-                    except httpx.TransportError:
-                        pass
-                    await asyncio.sleep(0.1)
-                body = {"model": "policy", "messages": CHAT}
-                for _ in range(50):
-                    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
-            assert psutil.Process(server.pid).memory_info().rss < 200e6
-        finally:
-            server.terminate()
-            await server.wait()
-        modules = {line.split("|")[-1].strip() for line in (await imported).decode().splitlines()}
-        assert "aiohttp" in modules
-        assert not modules & {"torch", "transformers", "vllm", "numpy"}
