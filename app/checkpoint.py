@@ -17,6 +17,7 @@ MANIFEST = "pit.json"
 FORMAT = 1
 Role = Literal["policy", "improver", "policy+improver", "gap_reward", "reward", "reader"]
 Flag = Literal["policy", "improver", "gap_reward"]
+FLAGS: tuple[Flag, ...] = ("policy", "improver", "gap_reward")
 ROLES_FOR: dict[Flag, tuple[Role, ...]] = {
     "policy": ("policy", "policy+improver"),
     "improver": ("improver", "policy+improver"),
@@ -164,20 +165,28 @@ class Checkpoint:
         return self.manifest.content_hash if self.manifest else str(self.path.resolve())
 
 
-def read_checkpoint(path: Path, flag: Flag, *, verify: bool = True) -> Checkpoint:
+def read_checkpoint(path: Path, flag: Flag, *, verify: bool = True, weights: bool = True) -> Checkpoint:
     """Read the directory given for `--{flag}`; `verify` also hashes its files.
 
-    Raises `CheckpointError`: the directory is missing, is not a model, its manifest is corrupt, of another
-    format or role, or a file is missing or differs from its hash.
+    `weights` False: an upstream has the model, and of the directory only the manifest is read. Raises
+    `CheckpointError`: the directory is missing, is not a model, its manifest is corrupt, of another format or
+    role, or a file is missing or differs from its hash.
     """
     option = f"--{flag.replace('_', '-')}"
     if not path.is_dir():
         state = "is a file, not a directory" if path.exists() else "does not exist"
         raise CheckpointError(f"{option} {path} {state}. Give the directory that training published.")
-    config = _read_json(
-        path / "config.json", f"{option} {path} is not a model directory: it has no config.json."
-    )
-    manifest = _read_manifest(path, option)
+    config: dict[str, Any] = {}
+    if weights:
+        config = _read_json(
+            path / "config.json", f"{option} {path} is not a model directory: it has no config.json."
+        )
+    manifest = _read_manifest(path)
+    if manifest is None and not weights:
+        raise CheckpointError(
+            f"{option} {path} has no {MANIFEST}, which is all that is read of it beside {option}-url."
+            f" Copy it there, or leave {option} out."
+        )
     if manifest is None and flag != "policy":
         raise CheckpointError(
             f"{option} {path} has no {MANIFEST}. Only a policy serves without a manifest; publish the"
@@ -191,7 +200,7 @@ def read_checkpoint(path: Path, flag: Flag, *, verify: bool = True) -> Checkpoin
                 f" {wanted}."
                 " Check that the directories are not swapped."
             )
-        if verify:
+        if verify and weights:
             _verify_files(path, manifest)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     return Checkpoint(path, manifest, _read_sampling(path), str(dtype), config.get("max_position_embeddings"))
@@ -216,7 +225,7 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
     return content
 
 
-def _read_manifest(path: Path, option: str) -> Manifest | None:
+def _read_manifest(path: Path) -> Manifest | None:
     file = path / MANIFEST
     if not file.exists():
         return None

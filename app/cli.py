@@ -29,8 +29,25 @@ def fail(message: str, status: int = BAD_USE) -> typer.Exit:
     return typer.Exit(status)
 
 
-@app.command()
+def vllm_options(arguments: list[str]) -> dict[str, Any]:
+    """`--vllm-NAME VALUE`, `--vllm-NAME=VALUE`, and `--vllm-NAME` alone for true. Fails for anything else."""
+    found: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        name = option.removeprefix("--vllm-").replace("-", "_")
+        if not option.startswith("--vllm-") or not name:
+            raise fail(f"pit serve knows no {option!r}; pit serve --help lists the options")
+        if equals:
+            found[name] = value
+        else:
+            found[name] = rest.pop(0) if rest and not rest[0].startswith("--") else True
+    return found
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
+    context: typer.Context,
     policy: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Checkpoint of the policy: it drafts.")
     ] = None,
@@ -38,6 +55,34 @@ def serve(
     gap_reward: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Checkpoint of the gap reward: it decides what is accepted."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Model under the adapters of policy and improver: one engine."),
+    ] = None,
+    policy_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Upstream server that has the policy; repeatable."),
+    ] = None,
+    improver_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Upstream server that has the improver; repeatable."),
+    ] = None,
+    gap_reward_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="vLLM pooling server that has the gap reward; repeatable."),
+    ] = None,
+    policy_model: Annotated[
+        str | None, typer.Option(help="The policy's name upstream  [default: the first]")
+    ] = None,
+    improver_model: Annotated[
+        str | None, typer.Option(help="The improver's name upstream  [default: the first]")
+    ] = None,
+    gap_reward_model: Annotated[
+        str | None, typer.Option(help="The gap reward's name upstream  [default: the first]")
+    ] = None,
+    improve_turn: Annotated[
+        str | None, typer.Option(help="Sentence that asks for an improvement, where no pit.json says it.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -55,6 +100,12 @@ def serve(
     ] = None,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Sequences decoded at a time  [default: 64]")
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="What runs the gap reward: auto, transformers, vllm  [default: auto]")
+    ] = None,
+    speculative: Annotated[
+        str | None, typer.Option(help="ngram: draft tokens by looking up the reference  [default: none]")
     ] = None,
     engine_start: Annotated[str | None, typer.Option(help="fork or spawn  [default: fork]")] = None,
     verify: Annotated[
@@ -86,7 +137,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/completions, /v1/score,
-    /health/ready, /metrics."""
+    /health/ready, /metrics.
+
+    --vllm-NAME VALUE sets an argument of vLLM's engine, as --vllm-max-num-batched-tokens 4096.
+    """
     import logging
 
     from rich.console import Console
@@ -96,9 +150,12 @@ def serve(
     from app.settings import SettingsError, load_settings
 
     given = {
-        name: value for name, value in locals().items() if name in serve.__annotations__ and name != "config"
+        name: value
+        for name, value in locals().items()
+        if name in serve.__annotations__ and name not in ("context", "config") and value != []
     }
     try:
+        given["vllm"] = vllm_options(context.args) or None
         settings = load_settings(config, **given)
         logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
         status = run_server(settings, Console())

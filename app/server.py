@@ -11,8 +11,9 @@ import uvicorn
 from rich.console import Console
 
 from app.main import create_app
-from app.runtime import Runtime, read_checkpoints, start_models
+from app.runtime import Runtime
 from app.settings import Settings, SettingsError
+from app.start import read_checkpoints, start_models
 
 STARTUP_FAILED = 2
 
@@ -61,6 +62,8 @@ async def _announce(server: uvicorn.Server, runtime: Runtime, console: Console, 
         )
         server.should_exit = True
     elif runtime.served:
+        for note in runtime.served.notes:
+            console.print(f"[yellow]note:[/] {_escape(note)}", highlight=False, soft_wrap=True)
         names = ", ".join(f"{what} {name}" for what, name in runtime.served.names().items())
         console.print(
             f"[bold green]ready[/] on {url} after {runtime.ready_after_s:.1f} s ({_escape(names)})."

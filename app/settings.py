@@ -3,14 +3,36 @@
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 
 class SettingsError(Exception):
     """A setting that cannot be used. The message names the setting and says what it should be."""
+
+
+def _split(value: Any) -> Any:
+    """Commas separate addresses in the environment, and in one option."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        return value
+    return [part.strip() for one in given for part in str(one).split(",") if part.strip()]
+
+
+def _upstream(url: str) -> str:
+    """An upstream's address without the /v1 that OpenAI's clients write at its end."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise ValueError(f"{url!r} is no address of a server; write http://HOST:PORT")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+Upstreams = Annotated[
+    tuple[Annotated[str, AfterValidator(_upstream)], ...], NoDecode, BeforeValidator(_split)
+]
 
 
 def default_database() -> str:
@@ -31,6 +53,40 @@ class Settings(BaseSettings):
     gap_reward: Path | None = Field(
         default=None, description="checkpoint directory of the gap reward: the gate"
     )
+    policy_url: Upstreams = Field(
+        default=(), description="upstream servers that have the policy; commas or several options"
+    )
+    improver_url: Upstreams = Field(default=(), description="upstream servers that have the improver")
+    gap_reward_url: Upstreams = Field(
+        default=(), description="vLLM servers (--runner pooling) that have the gap reward"
+    )
+    policy_model: str | None = Field(
+        default=None, description="the policy's name upstream; the upstream's first model without it"
+    )
+    improver_model: str | None = None
+    gap_reward_model: str | None = None
+    improve_turn: str | None = Field(
+        default=None, description="the sentence that asks for an improvement, where no pit.json says it"
+    )
+    upstream_api_key: SecretStr | None = Field(
+        default=None, description="key that the upstreams ask for; better given in the environment"
+    )
+    upstream_start_timeout_s: float = Field(
+        default=60.0, ge=0, description="how long a start waits for the first upstream to answer"
+    )
+    upstream_connect_timeout_s: float = Field(default=5.0, gt=0)
+    upstream_silence_timeout_s: float = Field(
+        default=120.0, gt=0, description="wait for an upstream's first token, and between two"
+    )
+    upstream_timeout_s: float = Field(default=600.0, gt=0, description="deadline of one upstream request")
+    upstream_retries: int = Field(default=2, ge=0, description="attempts after the first")
+    upstream_health_interval_s: float = Field(default=5.0, gt=0)
+    upstream_breaker_failures: int = Field(
+        default=5, ge=1, description="failures in a row after which an upstream is left alone for a while"
+    )
+    upstream_sticky_slack: int = Field(
+        default=8, ge=0, description="requests that a conversation's upstream may have over the least busy"
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -45,6 +101,21 @@ class Settings(BaseSettings):
         default=8192,
         ge=16,
         description="context of checkpoints without a manifest, in tokens (at most the model's own)",
+    )
+    base: Path | None = Field(
+        default=None,
+        description="model under the adapters of policy and improver, which then share one engine",
+    )
+    scorer: Literal["auto", "transformers", "vllm"] = Field(
+        default="auto",
+        description="what runs the gap reward; auto: transformers on a CPU, vLLM's pooling on a GPU",
+    )
+    speculative: Literal["ngram"] | None = Field(
+        default=None, description="draft tokens by looking up what was written before, the reference for one"
+    )
+    speculative_tokens: int = Field(default=5, ge=1, le=64, description="tokens drafted at a time")
+    vllm: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of vLLM's AsyncEngineArgs, by name"
     )
     engine_start: Literal["fork", "spawn"] = Field(
         default="fork",

@@ -138,7 +138,8 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write `pit.json` for the files that lie in `directory`, and return it. `changes` replace whole
     fields."""
-    files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.name != "pit.json"}
+    found = [path for path in sorted(directory.iterdir()) if path.is_file() and path.name != "pit.json"]
+    files = {path.name: sha256_file(path) for path in found}
     manifest: dict[str, Any] = {
         "format": 1,
         "role": role,
@@ -163,6 +164,24 @@ def write_manifest(
     return manifest
 
 
+def _adapted(base: Path, adapter: Path) -> Any:
+    """The model in `base` with a random adapter, saved and merged."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    targets = ["q_proj", "v_proj", "down_proj"]
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+    model: Any = get_peft_model(LlamaForCausalLM.from_pretrained(base), lora)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    model.save_pretrained(adapter)
+    (adapter / "README.md").unlink(missing_ok=True)
+    return model.merge_and_unload().eval()
+
+
 def make_tiny_checkpoint(
     directory: Path,
     role: str = "policy",
@@ -171,11 +190,13 @@ def make_tiny_checkpoint(
     hidden: int = 64,
     layers: int = 2,
     manifest: bool = True,
+    base: Path | None = None,
     **changes: Any,
 ) -> Path:
     """Write a random checkpoint of `role` into `directory`, with its golden samples, and return the
     directory.
 
+    `base`: the weights are those of this directory under a random adapter, which is kept in `adapter/`.
     `hidden` must be a multiple of 64 (the head size). `manifest=False` leaves `pit.json` out; `changes`
     replace fields of the manifest.
     """
@@ -187,7 +208,9 @@ def make_tiny_checkpoint(
     context_length = int(changes.get("context_length", 256))
     torch.manual_seed(seed)
     if role in GENERATING_ROLES:
-        model = LlamaForCausalLM(_tiny_config(context_length, hidden, layers)).eval()
+        model: Any = LlamaForCausalLM(_tiny_config(context_length, hidden, layers)).eval()
+        if base:
+            model = _adapted(base, directory / "adapter")
         golden = _golden_generation(model, tokenizer, improves=role == "improver")
         model.generation_config = GenerationConfig(
             do_sample=True, temperature=0.7, eos_token_id=1, pad_token_id=0, max_new_tokens=48

@@ -78,20 +78,24 @@ class ChatEncoder:
         return ids
 
     def encode_comparison(self, comparison: Comparison, improve_turn: str | None) -> list[int]:
-        """The gap reward's input: the conversation, the baseline, the improve turn, the candidate.
+        """Token ids of the gap reward's input."""
+        return self.encode(comparison_chat(comparison, improve_turn), generation_prompt=False)
 
-        Without an improve turn, the conversation and the candidate alone.
-        """
-        if improve_turn is None:
-            candidate: Message = {"role": "assistant", "content": comparison.candidate}
-            return self.encode([*comparison.messages, candidate], generation_prompt=False)
-        chat: list[Message] = [
-            *comparison.messages,
-            {"role": "assistant", "content": comparison.baseline},
-            {"role": "user", "content": improve_turn},
-            {"role": "assistant", "content": comparison.candidate},
-        ]
-        return self.encode(chat, generation_prompt=False)
+
+def comparison_chat(comparison: Comparison, improve_turn: str | None) -> list[Message]:
+    """The gap reward's input as a conversation: the baseline, the improve turn, the candidate.
+
+    Without an improve turn, the conversation and the candidate alone.
+    """
+    candidate: Message = {"role": "assistant", "content": comparison.candidate}
+    if improve_turn is None:
+        return [*comparison.messages, candidate]
+    return [
+        *comparison.messages,
+        {"role": "assistant", "content": comparison.baseline},
+        {"role": "user", "content": improve_turn},
+        candidate,
+    ]
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:

@@ -27,11 +27,11 @@ async def check_generation(
     for number, sample in enumerate(samples, 1):
         messages = [Message(role=m.role, content=m.content) for m in sample.messages]
         try:
-            prompt = await engine.prepare(messages)
-            if prompt.content != sample.prompt_ids:
+            ids = await engine.token_ids(messages)
+            if ids != sample.prompt_ids:
                 raise CheckpointError(
                     f"{name}: golden sample {number} is tokenized differently from training"
-                    f" ({prompt.tokens} tokens, the"
+                    f" ({len(ids)} tokens, the"
                     f" manifest has {len(sample.prompt_ids)}). The tokenizer or the chat template has"
                     " changed."
                 )

@@ -1,128 +1,42 @@
-"""vLLM inside the server. Only the vllm*.py of this package import vllm, and only when an engine is built.
-
-`AsyncLLM` runs its engine core in a process of its own. On a CPU that process is forked from this one after
-everything is imported, and holds the worker too (the "uni" executor): a start takes seconds where vLLM's
-own choice, two spawned processes that import everything again, takes a minute. That is why
-`prepare_environment` sets VLLM_ENABLE_V1_MULTIPROCESSING=0: AsyncLLM keeps its own process in any case, and
-the CPU platform then leaves the executor alone.
-"""
+"""Generation by vLLM inside the server. Only the vllm*.py of this package import vllm, and only when an
+engine is built (vllm_start.py)."""
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
 import uuid
-import warnings
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from app.checkpoint import Checkpoint, SamplingDefaults
 from app.engines.base import Delta, Message, Prompt, Sampling, ToolCallDelta, Tools
 from app.engines.chat import ChatEncoder
+from app.engines.vllm_arguments import ADAPTER
 from app.engines.vllm_sampling import finish_reason, refused, sampling_params, token_logprobs
 from app.engines.vllm_tools import ToolParsers, ToolPrompt, tool_dicts
-from app.errors import CheckpointError, EngineFailed
+from app.errors import EngineFailed
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
-CPU_ENVIRONMENT = {
-    # One OpenMP thread a process: two on a busy machine collapse. More is a matter of OMP_NUM_THREADS.
-    "OMP_NUM_THREADS": "1",
-    # Or the first request for logprobs compiles for 15 s.
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 SHUTDOWN_TIMEOUT_S = 5.0
 """After this an engine process that does not end by itself is killed."""
-UNUSED = ("sklearn", "scipy", "pandas")
-BLOCK_SIZE = 32
-"""Tokens of a prefix cache block on a CPU; vLLM's default of 128 caches nothing of a short conversation."""
-
-
-def prepare_environment(settings: Settings) -> None:
-    """Set what vLLM reads from the environment, where the user has not. Call it before the first import of
-    vllm."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if not os.path.exists("/dev/nvidiactl"):
-        for name, value in CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.kv_cache_gib))
-
-
-def import_engine() -> str:
-    """Import vLLM and everything that an engine process needs, and return vLLM's version. Takes 10 to 25 s.
-
-    Raises `CheckpointError` when there is no engine that can run here.
-    """
-    for name in ("vllm", "torch", "transformers"):
-        warnings.filterwarnings("ignore", module=rf"{name}\.")
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-    try:
-        with _lean_imports():
-            import vllm
-            from vllm.platforms import current_platform
-            from vllm.v1.engine import async_llm, core  # noqa: F401
-
-            if current_platform.is_cpu():
-                # The engine processes are forked from this one: what is imported here is imported once.
-                from vllm.model_executor.models import llama  # noqa: F401
-                from vllm.v1.worker import cpu_worker  # noqa: F401
-    except ImportError as error:
-        missing = error.name or "vllm"
-        raise CheckpointError(
-            f"No engine is installed (the module {missing!r} is missing). Install one: pip install"
-            " 'pit-serve[cpu]'"
-            " on a machine without a GPU, pip install 'pit-serve[gpu]' with one."
-        ) from None
-    if not current_platform.device_type:
-        raise CheckpointError(
-            f"vLLM {vllm.__version__} here is the build for GPUs, and this machine shows none."
-            " Check nvidia-smi, or install the CPU engine: pip install 'pit-serve[cpu]'."
-        )
-    return str(vllm.__version__)
-
-
-@contextlib.contextmanager
-def _lean_imports() -> Iterator[None]:
-    """Import without what is not needed here: a fifth less time.
-
-    transformers imports scikit-learn, SciPy and pandas wherever they are installed, for losses and for
-    assisted generation; a module that is None counts as not installed. The garbage collector finds nothing
-    among modules that stay, and looks again and again.
-    """
-    hidden = [name for name in UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 class VllmEngine:
-    """One checkpoint in one AsyncLLM. See `Engine` for what the methods promise."""
+    """One checkpoint in one AsyncLLM. See `Engine` for what the methods promise.
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings, llm: Any) -> None:
+    `adapter`: the engine holds a base model, and this checkpoint is an adapter over it (its number in the
+    engine, from 1).
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Settings, llm: Any, *, adapter: int | None = None
+    ) -> None:
         self._llm = llm
+        self._lora = None if adapter is None else _lora_request(checkpoint, adapter)
         self._encoder = ChatEncoder(checkpoint.path)
         self._closed = False
         self.model_id = checkpoint.path.name
@@ -202,16 +116,7 @@ class VllmEngine:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            # Or the handler finds a dead engine and logs it as a failure.
-            if self._llm.output_handler is not None:
-                self._llm.output_handler.cancel()
-            await asyncio.to_thread(self._llm.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
-            multiprocessing.active_children()  # reaps the processes that have ended
-
-    def abandon(self) -> None:
-        """Stop the engine that nobody waits for any more. Blocks."""
-        self._closed = True
-        self._llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+            await stop(self._llm)
 
     async def _stream(self, prompt_ids: Sequence[int], parameters: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for token ids. AsyncLLM aborts the request when its generator is closed or
@@ -225,7 +130,7 @@ class VllmEngine:
         prompt = tokens_input(list(prompt_ids))
         prompt["arrival_time"] = time.time()
         try:
-            outputs = self._llm.generate(prompt, parameters, uuid.uuid4().hex)
+            outputs = self._llm.generate(prompt, parameters, uuid.uuid4().hex, lora_request=self._lora)
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     yield output
@@ -240,129 +145,20 @@ class VllmEngine:
             raise EngineFailed("The engine failed to generate this response.") from None
 
 
-class _ForkHooks(threading.local):
-    """What to do around the fork of an engine, in the thread that forks it."""
+def _lora_request(checkpoint: Checkpoint, number: int) -> Any:
+    from vllm.lora.request import LoRARequest
 
-    release: Callable[[], None] | None = None
-
-
-_fork_hooks = _ForkHooks()
-PR_SET_PDEATHSIG = 1
+    path = checkpoint.path / ADAPTER
+    return LoRARequest(lora_name=f"{number}-{checkpoint.path.name}", lora_int_id=number, lora_path=str(path))
 
 
-def _after_fork_in_child() -> None:
-    """Make the new engine process independent of the server's signals, but not of its life."""
-    if _fork_hooks.release is None:
+async def stop(llm: Any) -> None:
+    """End an AsyncLLM and its process. An engine that several checkpoints share is ended once."""
+    if getattr(llm, "pit_stopped", False):
         return
-    # Ctrl-C reaches the whole process group: only the server may answer it, and it stops its engines itself.
-    os.setpgid(0, 0)
-    signal.set_wakeup_fd(-1)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _after_fork_in_parent() -> None:
-    release, _fork_hooks.release = _fork_hooks.release, None
-    if release is not None:
-        release()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
-
-
-class EngineStarter:
-    """Starts engines, side by side where their processes are forked. Call `close` when they have ended.
-
-    Each engine is forked from a thread of its own that lives as long as the engine: the kernel kills a
-    child that asked for it (PR_SET_PDEATHSIG) when the thread that forked it ends. So no engine outlives a
-    server, however it is killed.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._starting = threading.Lock()
-        self._ended = threading.Event()
-
-    async def start(
-        self, checkpoint: Checkpoint, *, method: Literal["fork", "spawn"] | None = None
-    ) -> VllmEngine:
-        """Build the engine of a checkpoint; `method` None: as the settings say. Raises `CheckpointError`."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[VllmEngine] = loop.create_future()
-
-        def settle(engine: VllmEngine | None, error: Exception | None) -> None:
-            if done.cancelled():
-                return
-            if engine is not None:
-                done.set_result(engine)
-            else:
-                done.set_exception(error or RuntimeError("no engine"))
-
-        def work() -> None:
-            engine, failure = None, None
-            try:
-                llm = self._build(checkpoint, method or self._settings.engine_start)
-                engine = VllmEngine(checkpoint, self._settings, llm)
-            except Exception as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped while it started
-                loop.call_soon_threadsafe(settle, engine, failure)
-            if done.cancelled() and engine is not None:
-                engine.abandon()
-            elif engine is not None:
-                self._ended.wait()
-
-        threading.Thread(target=work, name=f"engine-{checkpoint.path.name}", daemon=True).start()
-        try:
-            return await done
-        except CheckpointError:
-            raise
-        except Exception as error:
-            log.error("the engine of %s did not start: %s: %s", checkpoint.path, type(error).__name__, error)
-            raise CheckpointError(
-                f"The engine could not be started with {checkpoint.path}: {str(error).splitlines()[0][:200]}"
-                " Set VLLM_LOGGING_LEVEL=INFO to see its own messages."
-            ) from error
-
-    def close(self) -> None:
-        """Let the threads end. An engine that is still alive, half started for one, dies with its thread."""
-        self._ended.set()
-
-    def _build(self, checkpoint: Checkpoint, method: str) -> Any:
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        # One at a time up to the fork: the settings of vLLM's processes travel in environment variables.
-        self._starting.acquire()
-        _fork_hooks.release = self._starting.release
-        try:
-            config = AsyncEngineArgs(**self._arguments(checkpoint)).create_engine_config()
-            # The CPU platform asks for "spawn" in every new configuration.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-        finally:
-            _after_fork_in_parent()  # nothing was forked: spawned, or failed before
-
-    def _arguments(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """The engine's arguments for a checkpoint."""
-        from vllm.platforms import current_platform
-
-        on_cpu = current_platform.is_cpu()
-        dtype: str = self._settings.dtype
-        if dtype == "auto":
-            dtype = "float32" if on_cpu else checkpoint.dtype
-        arguments: dict[str, Any] = {
-            "model": str(checkpoint.path),
-            "max_model_len": checkpoint.context_length(self._settings.max_model_len),
-            "dtype": dtype,
-            "max_num_seqs": self._settings.max_num_seqs,
-            "enable_prefix_caching": True,
-            "generation_config": "vllm",
-            "use_tqdm_on_load": False,
-            # Or a model may write white space without end where JSON allows it.
-            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-            "seed": 0,
-        }
-        if on_cpu:
-            return arguments | {"enforce_eager": True, "block_size": BLOCK_SIZE}
-        return arguments | {"gpu_memory_utilization": self._settings.gpu_memory_utilization}
+    llm.pit_stopped = True
+    # Or the handler finds a dead engine and logs it as a failure.
+    if llm.output_handler is not None:
+        llm.output_handler.cancel()
+    await asyncio.to_thread(llm.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
+    multiprocessing.active_children()  # reaps the processes that have ended

@@ -9,8 +9,8 @@ import pytest
 
 from app.checkpoint import Flag, read_checkpoint
 from app.errors import CheckpointError
-from app.runtime import read_checkpoints
 from app.settings import Settings
+from app.start import read_checkpoints
 from tests.tiny import IMPROVE_TURN, write_manifest
 
 GENERATION = {

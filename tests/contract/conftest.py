@@ -1,13 +1,17 @@
-"""Tiny checkpoints, and one real engine for the whole session."""
+"""Tiny checkpoints, and one real engine of each kind for the whole session."""
 
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import uvicorn
 
+from app.engines.remote import RemoteEngine
+from app.engines.remote_scorer import RemoteScorer
 from app.engines.supervise import SupervisedEngine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
@@ -73,14 +77,58 @@ def real_scorer(served: Served) -> TransformersScorer:
     return served.models.scorer
 
 
+GENERATING = (
+    *("--served-model-name", "policy", "--max-model-len", "256", "--max-num-seqs", "64"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-prompt-tokens-details"),
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+)
+POOLING = ("--served-model-name", "gap", "--max-model-len", "256", "--runner", "pooling")
+
+
 @pytest.fixture(scope="session")
-def vllm_server(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def servers(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str]]:
+    """vLLM's own servers of the policy and of the gap reward, started beside each other."""
+    logs = tmp_path_factory.mktemp("vllm")
+    # A server ends with the thread that started it: the threads live as long as the servers.
+    with ThreadPoolExecutor(2) as threads, ExitStack() as stack:
+        both = [
+            threads.submit(stack.enter_context, vllm_serve(checkpoints[name], logs / f"{name}.log", *options))
+            for name, options in (("both", GENERATING), ("gap", POOLING))
+        ]
+        yield both[0].result(), both[1].result()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(servers: tuple[str, str]) -> str:
     """The base URL (without /v1) of vLLM's own server, with the checkpoint of `served` as model `policy`."""
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
-    options = ("--served-model-name", "policy", "--max-model-len", "256", "--max-num-seqs", "64")
-    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    structured = '{"backend": "xgrammar", "disable_any_whitespace": true}'
-    with vllm_serve(
-        checkpoints["both"], log, *options, *tools, "--structured-outputs-config", structured
-    ) as url:
-        yield url
+    return servers[0]
+
+
+@pytest.fixture(scope="session")
+async def served_remotely(
+    servers: tuple[str, str], checkpoints: dict[str, Path]
+) -> AsyncGenerator[Served, None]:
+    """The same models as `served`, asked for upstream; golden checks included."""
+    settings = Settings(
+        policy=checkpoints["both"],
+        policy_url=(f"{servers[0]}/v1",),
+        gap_reward=checkpoints["gap"],
+        gap_reward_url=(servers[1],),
+    )
+    found = await start_models(settings)
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+def remote_engine(served_remotely: Served) -> RemoteEngine:
+    assert isinstance(served_remotely.models.policy, RemoteEngine)
+    return served_remotely.models.policy
+
+
+@pytest.fixture
+def remote_scorer(served_remotely: Served) -> RemoteScorer:
+    assert isinstance(served_remotely.models.scorer, RemoteScorer)
+    return served_remotely.models.scorer
