@@ -15,6 +15,9 @@ from app.runtime import Runtime, read_checkpoints, start_models
 from app.settings import Settings, SettingsError
 
 STARTUP_FAILED = 2
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open: longer than clients and proxies keep one in their pools (httpx 5 s,
+load balancers 60 s). The side that closes first must be the client, or a request can meet the closing."""
 
 
 def serve(settings: Settings, console: Console) -> int:
@@ -28,6 +31,7 @@ def serve(settings: Settings, console: Console) -> int:
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
     )
     server = uvicorn.Server(config)

@@ -1,0 +1,56 @@
+"""The load bench: `make bench`, or one measurement by its name.
+
+    python -m tests.load throughput --runs runs/demo
+
+Figures go to the terminal and to runs/bench/NAME.json. A bar that is missed is said and is no failure; an
+error in a measurement is one.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.load.figures import Result
+from tests.load.processes import ROOT, LoadError
+
+Measurement = Callable[[Path], Result]
+
+
+def throughput(runs: Path) -> Result:
+    from tests.load import throughput
+
+    return asyncio.run(throughput.measure(runs))
+
+
+MEASUREMENTS: dict[str, Measurement] = {"throughput": throughput}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.load", description="The load bench of the server.")
+    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], help="what to measure  [all]")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "demo", help="a run of make demo")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "bench", help="where figures go")
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    failed = False
+    for name in given.names or MEASUREMENTS:
+        console.rule(name)
+        try:
+            result = MEASUREMENTS[name](given.runs)
+        except LoadError as error:
+            console.print(f"[bold red]error:[/] {error}", highlight=False)
+            failed = True
+            continue
+        result.show(console)
+        console.print(f"{result.write(given.output)}", highlight=False)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""A server inside the measuring process, so that its engines can be reached; its users are outside."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+import uvicorn
+
+from app.bench import Kind, Load
+from app.engines.vllm import VllmEngine
+from app.main import create_app
+from app.runtime import Served
+from app.settings import Settings
+from tests.load.processes import ROOT, LoadError
+
+
+@asynccontextmanager
+async def serving(served: Served, **settings: Any) -> AsyncIterator[tuple[str, Any]]:
+    """Serve models that are up already, which stay up afterwards; gives the URL and the application."""
+
+    async def close() -> None:
+        """The caller closes them."""
+
+    async def factory(_: Settings) -> Served:
+        return Served(served.models, close, served.engine_version)
+
+    app = create_app(Settings(**settings), factory)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await asyncio.sleep(0.2)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
+    finally:
+        server.should_exit = True
+        await task
+
+
+def engines_of(served: Served) -> list[VllmEngine]:
+    """The vLLM engines of a server, each once."""
+    found = {id(e): e for e in (served.models.policy, served.models.improver) if isinstance(e, VllmEngine)}
+    return list(found.values())
+
+
+async def drive(url: str, load: Load, kind: Kind) -> dict[str, Any]:
+    """The figures of `app.bench` as a mapping, measured in a process of its own. Raises `LoadError` on any
+    error."""
+    command = [sys.executable, "-m", "tests.load.client", url, kind]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate(json.dumps(asdict(load)).encode())
+    if process.returncode:
+        raise LoadError(f"the client of {kind} ended with status {process.returncode}")
+    figures: dict[str, Any] = json.loads(output)
+    if figures["errors"]:
+        raise LoadError(f"{kind} at {url}: {figures['errors']}")
+    return figures
