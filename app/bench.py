@@ -205,9 +205,20 @@ def _tokens(answer: dict[str, Any]) -> int:
     return int(usage["completion_tokens"])
 
 
-async def _measure_all(url: str, load: Load, kinds: Sequence[Kind], console: Console) -> list[Figures]:
-    limits = httpx.Limits(max_connections=load.concurrency, max_keepalive_connections=load.concurrency)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=load.timeout_s) as http:
+def connect(url: str, load: Load, key: str | None) -> httpx.AsyncClient:
+    """A client with one connection for each user."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"authorization": f"Bearer {key}"} if key else None,
+        limits=httpx.Limits(max_connections=load.concurrency, max_keepalive_connections=load.concurrency),
+        timeout=load.timeout_s,
+    )
+
+
+async def _measure_all(
+    url: str, key: str | None, load: Load, kinds: Sequence[Kind], console: Console
+) -> list[Figures]:
+    async with connect(url, load, key) as http:
         try:
             ready = await http.get("/health/ready", timeout=10)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -223,9 +234,11 @@ async def _measure_all(url: str, load: Load, kinds: Sequence[Kind], console: Con
         return found
 
 
-def bench(url: str, load: Load, kinds: Sequence[Kind], console: Console, as_json: bool) -> bool:
+def bench(
+    url: str, key: str | None, load: Load, kinds: Sequence[Kind], console: Console, as_json: bool
+) -> bool:
     """Measure and print; whether every request was answered. Raises `BenchError`."""
-    found = asyncio.run(_measure_all(url.rstrip("/"), load, kinds, console))
+    found = asyncio.run(_measure_all(url.rstrip("/"), key, load, kinds, console))
     if as_json:
         figures = [asdict(one) for one in found]
         print(json.dumps({"url": url, "load": asdict(load), "figures": figures}, indent=1))

@@ -138,6 +138,9 @@ def improve(
 @app.command()
 def bench(
     url: Annotated[str, typer.Option(help="The server to measure; one of yours.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="PIT_API_KEY", help="API key, where the server asks for one.")
+    ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(help="improve, improve-stream, chat or chat-stream; repeatable  [default: all]"),
@@ -183,7 +186,8 @@ def bench(
         options={} if max_tokens is None else {"max_tokens": max_tokens},
     )
     try:
-        every_one = measuring.bench(url, load, [k for k in measuring.KINDS if k in kinds], Console(), as_json)
+        wanted = [one for one in measuring.KINDS if one in kinds]
+        every_one = measuring.bench(url, key, load, wanted, Console(), as_json)
     except measuring.BenchError as error:
         raise fail(str(error), status=1) from None
     raise typer.Exit(0 if every_one else 1)

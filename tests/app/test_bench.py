@@ -94,7 +94,7 @@ def test_json_goes_out_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         return [Figures("chat", 1, {"HTTP 500": 1}, 1.0, 1.0, 4.0, {"p50": 1.0}, {}, {})]
 
     monkeypatch.setattr(bench, "_measure_all", found)
-    assert not bench.bench("http://s/", Load(), ["chat"], Console(), True)
+    assert not bench.bench("http://s/", None, Load(), ["chat"], Console(), True)
     assert json.loads(capsys.readouterr().out)["figures"][0]["errors"] == {"HTTP 500": 1}
-    assert not bench.bench("http://s/", Load(), ["chat"], Console(width=200), False)
+    assert not bench.bench("http://s/", None, Load(), ["chat"], Console(width=200), False)
     assert "1 × HTTP 500" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The load bench: `make bench`, or one measurement by its name.
 
-    python -m tests.load throughput --runs runs/demo
+    python -m tests.load throughput quality --runs runs/demo
 
 Figures go to the terminal and to runs/bench/NAME.json. A bar that is missed is said and is no failure; an
 error in a measurement is one.
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,17 +18,51 @@ from rich.console import Console
 
 from tests.load.figures import Result
 from tests.load.processes import ROOT, LoadError
+from training.errors import TrainingError
 
-Measurement = Callable[[Path], Result]
+Measurement = Callable[[Path, Path], Result]
 
 
-def throughput(runs: Path) -> Result:
+def gateway(runs: Path, output: Path) -> Result:
+    from tests.load import gateway
+
+    return gateway.measure(output)
+
+
+def race(runs: Path, output: Path) -> Result:
+    from tests.load import race
+
+    return race.measure(output)
+
+
+def throughput(runs: Path, output: Path) -> Result:
     from tests.load import throughput
 
     return asyncio.run(throughput.measure(runs))
 
 
-MEASUREMENTS: dict[str, Measurement] = {"throughput": throughput}
+def quality(runs: Path, output: Path) -> Result:
+    from tests.load import quality
+
+    return quality.measure(runs, output)
+
+
+def prefix(runs: Path, output: Path) -> Result:
+    from tests.load import prefix
+
+    return prefix.measure(runs, output)
+
+
+def disconnects(runs: Path, output: Path) -> Result:
+    from tests.load import disconnects
+
+    with tempfile.TemporaryDirectory() as directory:
+        return asyncio.run(disconnects.measure(Path(directory)))
+
+
+MEASUREMENTS: dict[str, Measurement] = {
+    one.__name__: one for one in (gateway, race, throughput, quality, prefix, disconnects)
+}
 
 
 def main() -> int:
@@ -42,8 +77,8 @@ def main() -> int:
     for name in given.names or MEASUREMENTS:
         console.rule(name)
         try:
-            result = MEASUREMENTS[name](given.runs)
-        except LoadError as error:
+            result = MEASUREMENTS[name](given.runs, given.output)
+        except (LoadError, TrainingError) as error:
             console.print(f"[bold red]error:[/] {error}", highlight=False)
             failed = True
             continue

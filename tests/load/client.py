@@ -1,22 +1,20 @@
 """The users of a measurement, in a process of their own: a `Load` as JSON on standard input, figures out.
 
-python -m tests.load.client URL KIND
+PIT_API_KEY=KEY python -m tests.load.client URL KIND
 """
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
 
-import httpx
-
-from app.bench import Figures, Kind, Load, measure
+from app.bench import Figures, Kind, Load, connect, measure
 
 
 async def users(url: str, load: Load, kind: Kind) -> Figures:
-    limits = httpx.Limits(max_connections=load.concurrency, max_keepalive_connections=load.concurrency)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=load.timeout_s) as http:
+    async with connect(url, load, os.environ.get("PIT_API_KEY")) as http:
         return await measure(http, load, kind)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -47,12 +48,16 @@ def engines_of(served: Served) -> list[VllmEngine]:
     return list(found.values())
 
 
-async def drive(url: str, load: Load, kind: Kind) -> dict[str, Any]:
+async def drive(url: str, load: Load, kind: Kind, key: str | None = None) -> dict[str, Any]:
     """The figures of `app.bench` as a mapping, measured in a process of its own. Raises `LoadError` on any
     error."""
     command = [sys.executable, "-m", "tests.load.client", url, kind]
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *command,
+        cwd=ROOT,
+        env={**os.environ, "PIT_API_KEY": key or ""},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await process.communicate(json.dumps(asdict(load)).encode())
     if process.returncode:
