@@ -36,7 +36,7 @@ async def improve(body: ImproveRequest, request: Request) -> Any:
     """Improve a response. With `stream: true` the answer is a stream of Server-Sent Events."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
-    run = ImprovementRun(runtime.models, body.options())
+    run = await ImprovementRun.start(runtime.models, body.options())
     if body.stream:
         chunks = event_stream(telemetry.observe(run), body.metadata)
         return EventStream(chunks, ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)

@@ -58,7 +58,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
             param="model",
             code="model_not_found",
         )
-    chat = Chat(body, runtime.models, telemetry)
+    chat = await Chat.start(body, runtime.models, telemetry)
     if body.stream:
         return EventStream(chat.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
     return await unless_disconnected(request, chat.answer(), telemetry)
@@ -69,14 +69,26 @@ def _model_names(models: Models) -> list[str]:
 
 
 class Chat:
-    """One completion. Making it refuses what cannot be served; then call `answer` or `stream` once."""
+    """One completion. `start` refuses what cannot be served; then call `answer` or `stream` once."""
 
-    def __init__(self, body: ChatCompletionRequest, models: Models, telemetry: Telemetry) -> None:
-        self.body, self.telemetry = body, telemetry
-        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    @classmethod
+    async def start(cls, body: ChatCompletionRequest, models: Models, telemetry: Telemetry) -> "Chat":
+        """Raises `BadRequest`, `ContextTooLong` and `ScoringUnavailable`."""
         options = body.options()
-        self.run = ImprovementRun(models, options) if body.model == "pit" else None
-        self.policy = PolicyAnswer(models, options) if body.model == "policy" else None
+        if body.model == "pit":
+            return cls(body, telemetry, run=await ImprovementRun.start(models, options))
+        return cls(body, telemetry, policy=await PolicyAnswer.start(models, options))
+
+    def __init__(
+        self,
+        body: ChatCompletionRequest,
+        telemetry: Telemetry,
+        *,
+        run: ImprovementRun | None = None,
+        policy: PolicyAnswer | None = None,
+    ) -> None:
+        self.body, self.telemetry, self.run, self.policy = body, telemetry, run, policy
+        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
     async def answer(self) -> dict[str, Any]:
         """The whole completion."""

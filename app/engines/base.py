@@ -1,25 +1,57 @@
 """The two protocols that the core is written against: an `Engine` generates text, a `Scorer` compares two
 responses."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 from app.checkpoint import SamplingDefaults
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation. The last three only where a client of the chat API uses tools."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Functions that the model may call, in OpenAI's form. `choice` names one that it must call, or says
+    whether it may or must call any."""
+
+    functions: tuple[Mapping[str, Any], ...]
+    choice: Literal["auto", "none", "required"] | Mapping[str, Any] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one engine reads, made by its `prepare`; another engine cannot use it."""
+
+    content: object
+    """The engine's own: token ids, or the messages as an upstream takes them."""
+    tokens: int | None
+    """Its length. None: the engine cannot say before it has read it, and `Delta.prompt_tokens` does then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A form that the text must have: JSON of this schema, or with `schema` None any JSON object."""
+
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample one completion. `seed` None: a fresh one every time; `max_tokens` is at least 1."""
+    """How to sample one completion. `seed` None: a fresh one every time; `max_tokens` is at least 1.
+
+    `logprobs`: how many alternatives to report beside each chosen token; None reports nothing.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -28,16 +60,46 @@ class Sampling:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token, its log-probability (natural log), and the likeliest tokens in its place."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call. The first of each `index` has `id` and `name`; `arguments` are pieces of JSON."""
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a completion. The last one carries `finish_reason`; `tokens` counts the end token too."""
+    """A piece of a completion. The last one carries `finish_reason`; `tokens` counts the end token too.
+
+    `prompt_tokens` is what the engine read, where `Prompt.tokens` could not say it.
+    """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    prompt_tokens: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +128,23 @@ class Engine(Protocol):
     model_id: str
     """The checkpoint's name, for the response's `models`."""
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the rendered conversation with the generation prompt. Raises `BadRequest` if it
-        cannot be rendered."""
+    async def prepare(
+        self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
+    ) -> Prompt:
+        """The conversation, with the generation prompt, as `generate` reads it.
 
-    def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        `count`: `Prompt.tokens` has to be known, whatever that costs. An engine that cannot tokenize gives
+        an upper bound then. Raises `BadRequest` if the conversation cannot be rendered, `EngineFailed`.
+        """
+
+    async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
+        """A text, or its token ids, that `generate` continues: no conversation, no template."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream one completion; the special end token is counted, not shown.
 
         Closing the generator, or cancelling the task that awaits it, aborts the generation in the engine.
-        Raises `EngineFailed`.
+        Raises `EngineFailed`; `ContextTooLong` for a prompt whose length was not known before.
         """
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
@@ -94,8 +164,9 @@ class Scorer(Protocol):
     context_length: int
     model_id: str
 
-    def encode(self, comparison: Comparison) -> list[int]:
-        """Token ids of the gap reward's input, without a generation prompt."""
+    async def encode(self, comparison: Comparison) -> list[int]:
+        """Token ids of the gap reward's input, without a generation prompt. Raises `BadRequest` if it cannot
+        be rendered, `ScoringUnavailable`."""
 
     async def score(self, comparisons: Sequence[Comparison]) -> Scores:
         """Score a batch. Raises `ContextTooLong` for an input over `context_length`, `ScoringUnavailable`

@@ -44,6 +44,11 @@ class ChatEncoder:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a plain text, with the special tokens that the tokenizer puts around one."""
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
+
     def encode_comparison(self, comparison: Comparison, improve_turn: str | None) -> list[int]:
         """The gap reward's input: the conversation, the baseline, the improve turn, the candidate.
 

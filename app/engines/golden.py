@@ -27,11 +27,11 @@ async def check_generation(
     for number, sample in enumerate(samples, 1):
         messages = [Message(role=m.role, content=m.content) for m in sample.messages]
         try:
-            ids = engine.encode_chat(messages)
-            if ids != sample.prompt_ids:
+            prompt = await engine.prepare(messages)
+            if prompt.content != sample.prompt_ids:
                 raise CheckpointError(
-                    f"{name}: golden sample {number} is tokenized differently from training ({len(ids)}"
-                    " tokens, the"
+                    f"{name}: golden sample {number} is tokenized differently from training"
+                    f" ({prompt.tokens} tokens, the"
                     f" manifest has {len(sample.prompt_ids)}). The tokenizer or the chat template has"
                     " changed."
                 )
@@ -59,7 +59,7 @@ async def check_scores(scorer: Scorer, samples: Sequence[GoldenScore], allowed: 
         for sample in samples
     ]
     for number, (comparison, sample) in enumerate(zip(comparisons, samples, strict=True), 1):
-        if scorer.encode(comparison) != sample.input_ids:
+        if await scorer.encode(comparison) != sample.input_ids:
             raise CheckpointError(
                 f"{name}: golden sample {number} is tokenized differently from training."
                 " The tokenizer, the chat template or the improve turn has changed."
@@ -80,9 +80,9 @@ async def check_scores(scorer: Scorer, samples: Sequence[GoldenScore], allowed: 
 async def generate_one_token(engine: Engine, name: str) -> None:
     """A real generation, end to end. Raises `CheckpointError`."""
     try:
-        ids = engine.encode_chat([{"role": "user", "content": "Hello"}])
+        prompt = await engine.prepare([{"role": "user", "content": "Hello"}])
         tokens = 0
-        async for delta in engine.generate(ids, Sampling(max_tokens=1, temperature=0.0)):
+        async for delta in engine.generate(prompt, Sampling(max_tokens=1, temperature=0.0)):
             tokens += delta.tokens
     except AppError as error:
         raise CheckpointError(f"{name}: a test generation failed: {error.message}") from error

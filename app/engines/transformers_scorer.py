@@ -52,11 +52,11 @@ class TransformersScorer:
         if self._model.config.pad_token_id is None:
             self._model.config.pad_token_id = 0
 
-    def encode(self, comparison: Comparison) -> list[int]:
+    async def encode(self, comparison: Comparison) -> list[int]:
         return self._encoder.encode_comparison(comparison, self._improve_turn)
 
     async def score(self, comparisons: Sequence[Comparison]) -> Scores:
-        rows = [self.encode(comparison) for comparison in comparisons]
+        rows = [await self.encode(comparison) for comparison in comparisons]
         longest = max(map(len, rows), default=0)
         if longest > self.context_length:
             raise ContextTooLong(

@@ -25,9 +25,9 @@ from dataclasses import replace
 from typing import Any
 
 from app.checkpoint import Checkpoint, SamplingDefaults
-from app.engines.base import Delta, Message, Sampling
+from app.engines.base import Delta, Message, Prompt, Sampling, Tools
 from app.engines.chat import ChatEncoder
-from app.errors import CheckpointError, EngineFailed
+from app.errors import BadRequest, CheckpointError, EngineFailed
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -130,10 +130,19 @@ class VllmEngine:
             self.defaults = replace(self.defaults, max_tokens=checkpoint.manifest.length_budget.response)
         self.float32 = "float32" in str(llm.model_config.dtype)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        return self._encoder.encode(messages, generation_prompt=True)
+    async def prepare(
+        self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
+    ) -> Prompt:
+        if tools is not None:
+            raise BadRequest("This engine does not call tools yet.", param="tools", code="unsupported_value")
+        ids = self._encoder.encode(messages, generation_prompt=True)
+        return Prompt(ids, len(ids))
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
+        ids = self._encoder.encode_text(text) if isinstance(text, str) else list(text)
+        return Prompt(ids, len(ids))
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -152,7 +161,8 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
             **extra,
         )
-        async with contextlib.aclosing(self._stream(prompt_ids, parameters)) as outputs:
+        assert isinstance(prompt.content, list)
+        async with contextlib.aclosing(self._stream(prompt.content, parameters)) as outputs:
             async for output in outputs:
                 completion = output.outputs[0]
                 yield Delta(

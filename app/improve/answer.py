@@ -3,30 +3,34 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from app.engines.base import Delta
+from app.engines.base import Delta, Engine
 from app.improve import turns
 from app.improve.events import TokenCount
 from app.improve.options import Models, Options
 from app.improve.prompts import Prompts
+from app.improve.turns import Turn
 
 
 class PolicyAnswer:
-    """One answer. Make it (which refuses what cannot be served), then read `deltas()` once."""
+    """One answer. Make it with `start` (which refuses what cannot be served), then read `deltas()` once."""
 
-    def __init__(self, models: Models, options: Options) -> None:
+    @classmethod
+    async def start(cls, models: Models, options: Options) -> "PolicyAnswer":
         """Raises `BadRequest` and `ContextTooLong`."""
-        self.prompts = Prompts(models, options)
-        self.engine = models.engine("policy")
-        self.turn = turns.draft(options.messages)
+        prompts, turn = Prompts(models, options), turns.draft(options.messages)
+        _, room = await prompts.check_room(turn, "messages")
+        return cls(models.engine("policy"), prompts, turn, room)
+
+    def __init__(self, engine: Engine, prompts: Prompts, turn: Turn, room: int) -> None:
+        self.engine, self.prompts, self.turn, self.room = engine, prompts, turn, room
         self.usage = TokenCount()
-        self.prompt_tokens, self.room = self.prompts.check_room(self.turn, "messages")
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Stream the answer; closing the generator aborts it."""
-        self.usage.prompt_tokens = self.prompt_tokens
+        prompt = await self.prompts.prepare(self.turn)
+        self.usage.prompt_tokens = prompt.tokens or 0
         sampling = self.prompts.sampling(self.engine, self.room, 0, 0, "draft")
-        async with aclosing(self.engine.generate(self.prompts.encode(self.turn), sampling)) as deltas:
+        async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
             async for delta in deltas:
-                self.usage.completion_tokens += delta.tokens
-                self.usage.cached_tokens = max(self.usage.cached_tokens, delta.cached_tokens)
+                self.usage.count(delta)
                 yield delta

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.engines.base import FinishReason
+from app.engines.base import Delta, FinishReason
 from app.errors import AppError
 from app.improve.turns import Phase, StrategyName
 
@@ -23,6 +23,12 @@ class TokenCount:
     @property
     def total(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def count(self, delta: Delta) -> None:
+        """Count a piece of one generation, whose prompt's tokens are in already where they were known."""
+        self.completion_tokens += delta.tokens
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
 
     def add(self, other: "TokenCount") -> None:
         self.prompt_tokens += other.prompt_tokens

@@ -64,9 +64,10 @@ class Gate:
     messages: tuple[Message, ...]
     _self_scores: dict[str, float] = field(default_factory=dict)
 
-    def tokens_needed(self, candidates: Sequence[str], baseline: str) -> int:
+    async def tokens_needed(self, candidates: Sequence[str], baseline: str) -> int:
         """Tokens that `judge` would read for these texts."""
-        return sum(len(self.scorer.encode(self._ask(*pair))) for pair in self._pairs(candidates, baseline))
+        asked = [self._ask(*pair) for pair in self._pairs(candidates, baseline)]
+        return sum([len(await self.scorer.encode(comparison)) for comparison in asked])
 
     async def judge(self, candidates: Sequence[str], baseline: str) -> tuple[list[Verdict | None], int]:
         """One verdict for each candidate, in order, from one batch; and the tokens read.
@@ -78,9 +79,9 @@ class Gate:
         try:
             return await self._judge(candidates, baseline)
         except ContextTooLong:
-            if not self._fits(baseline, baseline):
+            if not await self._fits(baseline, baseline):
                 raise
-        fitting = [candidate for candidate in candidates if self._fits(candidate, baseline)]
+        fitting = [candidate for candidate in candidates if await self._fits(candidate, baseline)]
         verdicts, tokens = await self._judge(fitting, baseline)
         found = dict(zip(fitting, verdicts, strict=True))
         return [found.get(candidate) for candidate in candidates], tokens
@@ -95,8 +96,8 @@ class Gate:
             self._self_scores = {baseline: raw[baseline, baseline]}
         return [self._verdict(candidate, baseline, raw) for candidate in candidates], scores.tokens
 
-    def _fits(self, candidate: str, baseline: str) -> bool:
-        return len(self.scorer.encode(self._ask(candidate, baseline))) <= self.scorer.context_length
+    async def _fits(self, candidate: str, baseline: str) -> bool:
+        return len(await self.scorer.encode(self._ask(candidate, baseline))) <= self.scorer.context_length
 
     def _ask(self, candidate: str, baseline: str) -> Comparison:
         return Comparison(self.messages, candidate, baseline)

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from app.errors import AppError, DeadlineExceeded, ScoringUnavailable
+from app.errors import AppError, ContextTooLong, DeadlineExceeded, ScoringUnavailable
 from app.improve import turns
 from app.improve.events import (
     Candidate,
@@ -46,12 +46,17 @@ from app.improve.turns import Turn
 
 
 class ImprovementRun:
-    """One run. Make it (which refuses what cannot be served), then read `events()` once."""
+    """One run. Make it with `start` (which refuses what cannot be served), then read `events()` once."""
 
-    def __init__(self, models: Models, options: Options) -> None:
-        """Raises what `Plan` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
-        self.plan = Plan(models, options)
-        self.models, self.options = models, options
+    @classmethod
+    async def start(cls, models: Models, options: Options) -> "ImprovementRun":
+        """Raises what `Plan.make` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
+        return cls(await Plan.make(models, options))
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        options = plan.options
+        self.models, self.options = plan.models, options
         self.id = f"imp_{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.gate: Gate | None = self.plan.gate()
@@ -104,7 +109,7 @@ class ImprovementRun:
     async def _iterate(self, index: int) -> AsyncGenerator[Event, None]:
         """One iteration: candidates side by side, one batch of scores, the gate."""
         baseline, started = self.best, time.perf_counter()
-        if not self._can_start(baseline):
+        if not await self._can_start(baseline):
             self.stop_reason = "token_budget"
             return
         yield IterationStarted(index, baseline)
@@ -161,26 +166,25 @@ class ImprovementRun:
                 turn = attempt.send(candidate.text)
         except StopIteration:
             return
-        except BudgetExhausted:
+        except (BudgetExhausted, ContextTooLong):
             candidate.text, candidate.finish_reason = "", "token_budget"
 
     async def _speak(self, turn: Turn, candidate: Candidate, index: int) -> AsyncGenerator[OutputDelta, None]:
         """One generation, counted in the candidate, in the run's usage and in the budget, even when it is
         cut short."""
         engine = self.models.engine(turn.model)
-        prompt_ids = self.plan.prompts.encode(turn)
-        max_tokens = self.plan.prompts.room(engine, len(prompt_ids))
+        prompt = await self.plan.prompts.prepare(turn)
+        max_tokens = self.plan.prompts.room(engine, prompt)
         if max_tokens is None:
             raise BudgetExhausted
-        worst_case = len(prompt_ids) + max_tokens
+        worst_case = (prompt.tokens or 0) + max_tokens
         self.budget.reserve(worst_case)
-        tokens = TokenCount(prompt_tokens=len(prompt_ids))
+        tokens = TokenCount(prompt_tokens=prompt.tokens or 0)
         sampling = self.plan.prompts.sampling(engine, max_tokens, index, candidate.number, turn.phase)
         try:
-            async with aclosing(engine.generate(prompt_ids, sampling)) as deltas:
+            async with aclosing(engine.generate(prompt, sampling)) as deltas:
                 async for delta in deltas:
-                    tokens.completion_tokens += delta.tokens
-                    tokens.cached_tokens = max(tokens.cached_tokens, delta.cached_tokens)
+                    tokens.count(delta)
                     candidate.text += delta.text
                     candidate.finish_reason = delta.finish_reason
                     if delta.text:
@@ -198,10 +202,11 @@ class ImprovementRun:
         found: list[Verdict | None] = [None] * len(candidates)
         written = [candidate for candidate in candidates if candidate.text.strip()]
         texts = [candidate.text for candidate in written]
-        if self.budget.limit is not None and not self.budget.fits(gate.tokens_needed(texts, baseline)):
-            self.stop_reason = "token_budget"
-            return found, 0
         try:
+            limited = self.budget.limit is not None
+            if limited and not self.budget.fits(await gate.tokens_needed(texts, baseline)):
+                self.stop_reason = "token_budget"
+                return found, 0
             verdicts, tokens = await gate.judge(texts, baseline)
         except AppError as error:
             if self.options.scoring == "required":
@@ -219,13 +224,13 @@ class ImprovementRun:
             found[candidate.number] = verdict
         return found, tokens
 
-    def _can_start(self, baseline: str) -> bool:
+    async def _can_start(self, baseline: str) -> bool:
         """Whether the iteration's first prompt and its response fit the model's context and the token
         budget."""
         turn = self.plan.first_turn(baseline)
-        tokens = len(self.plan.prompts.encode(turn))
-        room = self.plan.prompts.room(self.models.engine(turn.model), tokens)
-        return room is not None and self.budget.fits(tokens + room)
+        prompt = await self.plan.prompts.prepare(turn)
+        room = self.plan.prompts.room(self.models.engine(turn.model), prompt)
+        return room is not None and self.budget.fits((prompt.tokens or 0) + room)
 
     def _accepts(self, chosen: Candidate, baseline: str, verdict: Verdict | None) -> bool:
         if verdict is None and (self.gate is not None or chosen.finish_reason == "deadline"):

@@ -11,11 +11,16 @@ from app.improve.turns import ModelName, Strategy, Turn
 
 
 class Plan:
-    """Validates a request against the models and holds what follows from it.
+    """What follows from a request and the models. Make it with `Plan.make`."""
 
-    Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before anything
-    is generated.
-    """
+    @classmethod
+    async def make(cls, models: Models, options: Options) -> "Plan":
+        """Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before
+        anything is generated."""
+        plan = cls(models, options)
+        await plan._check_lengths()
+        await plan._check_scorer_length()
+        return plan
 
     def __init__(self, models: Models, options: Options) -> None:
         self.models, self.options = models, options
@@ -24,8 +29,6 @@ class Plan:
         self.iteration_limit, self.width = self._limits()
         self.prompts = Prompts(models, options)
         self._check_names()
-        self._check_lengths()
-        self._check_scorer_length()
 
     def gate(self) -> Gate | None:
         """A gate for this run, or None when nothing is scored."""
@@ -105,11 +108,11 @@ class Plan:
             self.models.engine("policy")
         self.models.engine(self.first_turn("").model)
 
-    def _check_lengths(self) -> None:
+    async def _check_lengths(self) -> None:
         """The first prompts leave room for their responses, and the draft fits the token budget."""
         options = self.options
         if options.reference is None:
-            draft_tokens, room = self.prompts.check_room(turns.draft(options.messages), "messages")
+            draft_tokens, room = await self.prompts.check_room(turns.draft(options.messages), "messages")
             if options.max_total_tokens is not None and draft_tokens + room > options.max_total_tokens:
                 raise BadRequest(
                     f"max_total_tokens is {options.max_total_tokens}, and drafting alone may take"
@@ -118,19 +121,19 @@ class Plan:
                     param="max_total_tokens",
                 )
             # The draft is not known yet: see at least that there is room beside an empty one.
-            self.prompts.check_room(self.first_turn(""), "messages")
+            await self.prompts.check_room(self.first_turn(""), "messages")
         else:
-            alone = self.models.engine(self.first_turn("").model)
-            without = len(alone.encode_chat(self.first_turn("").messages))
-            blame = "reference" if self.prompts.room(alone, without) is not None else "messages"
-            self.prompts.check_room(self.first_turn(options.reference), blame)
+            empty, turn = self.first_turn(""), self.first_turn(options.reference)
+            alone = await self.prompts.prepare(empty)
+            fits = self.prompts.room(self.models.engine(empty.model), alone) is not None
+            await self.prompts.check_room(turn, "reference" if fits else "messages")
 
-    def _check_scorer_length(self) -> None:
+    async def _check_scorer_length(self) -> None:
         """Where scoring is required, the gap reward can read the reference."""
         scorer, reference = self.models.scorer, self.options.reference or ""
         if self.options.scoring != "required" or scorer is None:
             return
-        tokens = len(scorer.encode(Comparison(self.options.messages, reference, reference)))
+        tokens = len(await scorer.encode(Comparison(self.options.messages, reference, reference)))
         if tokens > scorer.context_length:
             raise ContextTooLong(
                 f"The conversation with its reference takes {tokens} tokens for the gap reward, whose context"

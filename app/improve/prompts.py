@@ -1,6 +1,6 @@
 """Prompts and sampling: token ids, the room they leave for a response, and how it is sampled."""
 
-from app.engines.base import Engine, Sampling
+from app.engines.base import Engine, Prompt, Sampling
 from app.errors import ContextTooLong
 from app.improve.options import Models, Options, derive_seed
 from app.improve.turns import Turn
@@ -15,22 +15,25 @@ class Prompts:
 
     def __init__(self, models: Models, options: Options) -> None:
         self.models, self.options = models, options
-        self._encoded: tuple[Turn, list[int]] | None = None
+        self._prepared: tuple[Turn, Prompt] | None = None
 
-    def encode(self, turn: Turn) -> list[int]:
-        """Prompt ids of a turn. The last one is kept: candidates that run side by side read the same
-        prompt."""
-        if self._encoded is None or self._encoded[0] != turn:
-            self._encoded = (turn, self.models.engine(turn.model).encode_chat(turn.messages))
-        return self._encoded[1]
+    async def prepare(self, turn: Turn) -> Prompt:
+        """The prompt of a turn; its length is known where a token budget needs it.
 
-    def room(self, engine: Engine, prompt_tokens: int) -> int | None:
-        """`max_tokens` for a prompt of this length, or None when the response does not fit.
+        The last one is kept: candidates that run side by side read the same prompt.
+        """
+        if self._prepared is None or self._prepared[0] != turn:
+            count = self.options.max_total_tokens is not None
+            self._prepared = (turn, await self.models.engine(turn.model).prepare(turn.messages, count=count))
+        return self._prepared[1]
+
+    def room(self, engine: Engine, prompt: Prompt) -> int | None:
+        """`max_tokens` for a response to this prompt, or None when the response does not fit.
 
         A `max_tokens` of the request is kept as it is; the checkpoint's own default gives way to a long
-        prompt.
+        prompt. A prompt of unknown length is taken to fit: the engine says if it does not.
         """
-        left = engine.context_length - prompt_tokens
+        left = engine.context_length - (prompt.tokens or 0)
         if self.options.max_tokens is not None:
             return self.options.max_tokens if self.options.max_tokens <= left else None
         wanted = engine.defaults.max_tokens or DEFAULT_MAX_TOKENS
@@ -50,12 +53,12 @@ class Prompts:
             stop=options.stop,
         )
 
-    def check_room(self, turn: Turn, blame: str) -> tuple[int, int]:
-        """Tokens of the turn's prompt and of its response. `blame` is the field to shorten when they do not
-        fit."""
+    async def check_room(self, turn: Turn, blame: str) -> tuple[int, int]:
+        """Tokens of the turn's prompt (0 when not known) and of its response. `blame` is the field to shorten
+        when they do not fit."""
         engine = self.models.engine(turn.model)
-        tokens = len(self.encode(turn))
-        room = self.room(engine, tokens)
+        prompt = await self.prepare(turn)
+        tokens, room = prompt.tokens or 0, self.room(engine, prompt)
         if room is not None:
             return tokens, room
         wanted = self.options.max_tokens or min(

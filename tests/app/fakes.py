@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from app.checkpoint import SamplingDefaults
-from app.engines.base import Comparison, Delta, Message, Sampling, Scores
+from app.engines.base import Comparison, Delta, Message, Prompt, Sampling, Scores, Tools
 from app.errors import AppError, ContextTooLong, EngineFailed
 from app.improve.gate import GapCalibration
 from app.improve.options import Models
@@ -61,15 +61,25 @@ class FakeEngine:
     samplings: list[Sampling] = field(default_factory=list)
     _chats: dict[int, list[Message]] = field(default_factory=dict)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    async def prepare(
+        self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
+    ) -> Prompt:
         """One id for each turn's role and end, one for each word; the ids are hashes, the first names the
         chat."""
         text = "\n".join(f"{m['role']}:{m['content']}" for m in messages)
         name = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
         self._chats[name] = list(messages)
-        return [name, *range(1, sum(2 + words_of(m["content"]) for m in messages) + 1)]
+        ids = [name, *range(1, sum(2 + words_of(m["content"]) for m in messages) + 1)]
+        return Prompt(ids, len(ids))
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
+        if isinstance(text, str):
+            return await self.prepare([{"role": "text", "content": text}])
+        return Prompt(list(text), len(text))
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        assert isinstance(prompt.content, list)
+        prompt_ids: list[int] = prompt.content
         if self.closed:
             raise EngineFailed("The fake engine is closed.")
         self.started += 1
@@ -136,7 +146,7 @@ class FakeScorer:
     calls: int = 0
     closed: bool = False
 
-    def encode(self, comparison: Comparison) -> list[int]:
+    async def encode(self, comparison: Comparison) -> list[int]:
         texts = [m["content"] for m in comparison.messages] + [comparison.baseline, comparison.candidate]
         return list(range(sum(2 + words_of(text) for text in texts)))
 
@@ -145,7 +155,7 @@ class FakeScorer:
         await asyncio.sleep(self.delay_s)
         if self.failure and self.calls > self.fail_from_call:
             raise self.failure
-        lengths = [len(self.encode(comparison)) for comparison in comparisons]
+        lengths = [len(await self.encode(comparison)) for comparison in comparisons]
         if max(lengths) > self.context_length:
             raise ContextTooLong("Too long for the fake gap reward.", param="messages")
         values = [self.value(c.candidate) - self.value(c.baseline) + self.offset for c in comparisons]

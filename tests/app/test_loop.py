@@ -37,7 +37,8 @@ def options(**changes: Any) -> Options:
 
 
 async def collect(models: Models, chosen: Options) -> list[Event]:
-    async with aclosing(ImprovementRun(models, chosen).events()) as events:
+    run = await ImprovementRun.start(models, chosen)
+    async with aclosing(run.events()) as events:
         return [event async for event in events]
 
 
@@ -247,7 +248,7 @@ async def test_scoring_that_fails_midway_keeps_the_best_response() -> None:
 
 async def test_required_scoring_fails_without_and_with_a_broken_gap_reward() -> None:
     with pytest.raises(ScoringUnavailable):
-        ImprovementRun(replace(fake_models(), scorer=None), options(scoring="required"))
+        await ImprovementRun.start(replace(fake_models(), scorer=None), options(scoring="required"))
     broken = fake_models(scorer=FakeScorer(failure=EngineFailed("Down.")))
     with pytest.raises(ScoringUnavailable):
         await result_of(broken, options(scoring="required"))
@@ -312,11 +313,11 @@ async def test_best_of_n_compares_policy_samples_with_the_first() -> None:
     result = await result_of(models, options(strategy="best_of_n", reference=None, candidates=3))
     assert (result.reference, result.response, len(result.iterations)) == ("aa", "bbbb", 1)
     with pytest.raises(BadRequest):
-        ImprovementRun(models, options(strategy="best_of_n", reference=None, candidates=1))
+        await ImprovementRun.start(models, options(strategy="best_of_n", reference=None, candidates=1))
     with pytest.raises(BadRequest):
-        ImprovementRun(models, options(strategy="best_of_n", scoring="off"))
+        await ImprovementRun.start(models, options(strategy="best_of_n", scoring="off"))
     with pytest.raises(ScoringUnavailable):
-        ImprovementRun(replace(models, scorer=None), options(strategy="best_of_n"))
+        await ImprovementRun.start(replace(models, scorer=None), options(strategy="best_of_n"))
 
 
 async def test_a_deadline_ends_the_run_with_the_best_response_and_aborts_the_generation() -> None:
@@ -347,7 +348,7 @@ async def test_a_deadline_before_there_is_any_response_fails_the_run() -> None:
 async def test_closing_the_events_aborts_every_generation(candidates: int, after: int) -> None:
     """This is what a client's disconnect comes down to."""
     improver = FakeEngine(script=lambda _: "one two three four five six", delay_s=0.01)
-    run = ImprovementRun(fake_models(improver=improver), options(candidates=candidates))
+    run = await ImprovementRun.start(fake_models(improver=improver), options(candidates=candidates))
     async with aclosing(run.events()) as events:
         for _ in range(after):
             await anext(events)
@@ -366,14 +367,14 @@ async def test_too_long_a_conversation_is_refused_before_anything_is_generated()
     """The message has the count, the limit, and what to shorten."""
     models = fake_models()
     with pytest.raises(ContextTooLong) as caught:
-        ImprovementRun(models, options(messages=({"role": "user", "content": "word " * 300},)))
+        await ImprovementRun.start(models, options(messages=({"role": "user", "content": "word " * 300},)))
     assert caught.value.param == "messages"
     assert "256" in caught.value.message
     with pytest.raises(ContextTooLong) as caught:
-        ImprovementRun(models, options(reference="word " * 300))
+        await ImprovementRun.start(models, options(reference="word " * 300))
     assert caught.value.param == "reference"
     with pytest.raises(ContextTooLong):
-        ImprovementRun(models, options(max_tokens=250))
+        await ImprovementRun.start(models, options(max_tokens=250))
 
 
 async def test_a_response_that_outgrows_the_context_ends_the_run_cleanly() -> None:
@@ -387,5 +388,5 @@ async def test_a_response_that_outgrows_the_context_ends_the_run_cleanly() -> No
 async def test_models_that_the_server_does_not_have_are_named() -> None:
     for missing, chosen in (("policy", options(reference=None)), ("improver", options())):
         with pytest.raises(BadRequest) as caught:
-            ImprovementRun(replace(fake_models(), **{missing: None}), chosen)  # type: ignore[arg-type]
+            await ImprovementRun.start(replace(fake_models(), **{missing: None}), chosen)  # type: ignore[arg-type]
         assert missing in caught.value.message

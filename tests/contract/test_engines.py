@@ -35,9 +35,16 @@ def scorer(request: pytest.FixtureRequest) -> Scorer:
 
 
 async def generate(engine: Engine, messages: Sequence[Message] = CHAT, **sampling: Any) -> list[Delta]:
-    ids = engine.encode_chat(messages)
-    async with aclosing(engine.generate(ids, Sampling(**{"max_tokens": 8, "seed": 1, **sampling}))) as deltas:
+    prompt = await engine.prepare(messages)
+    wanted = Sampling(**{"max_tokens": 8, "seed": 1, **sampling})
+    async with aclosing(engine.generate(prompt, wanted)) as deltas:
         return [delta async for delta in deltas]
+
+
+async def ids_of(engine: Engine) -> list[int]:
+    content = (await engine.prepare(CHAT)).content
+    assert isinstance(content, list)
+    return content
 
 
 def text_of(deltas: list[Delta]) -> str:
@@ -90,12 +97,13 @@ async def test_a_longer_chat_has_more_tokens(engine: Engine) -> None:
         {"role": "assistant", "content": "24"},
         {"role": "user", "content": "Improve it."},
     ]
-    assert len(engine.encode_chat(longer)) > len(engine.encode_chat(CHAT))
-    assert engine.encode_chat(CHAT) == engine.encode_chat(CHAT)
+    longer_tokens, tokens = [(await engine.prepare(chat)).tokens for chat in (longer, CHAT)]
+    assert longer_tokens is not None and tokens is not None and longer_tokens > tokens
+    assert await engine.prepare(CHAT) == await engine.prepare(CHAT)
 
 
 async def test_logprobs_are_one_for_each_token(engine: Engine) -> None:
-    logprobs = await engine.logprobs(engine.encode_chat(CHAT), [10, 11, 12])
+    logprobs = await engine.logprobs(await ids_of(engine), [10, 11, 12])
     assert len(logprobs) == 3
     assert all(value < 0 for value in logprobs)
 
@@ -103,7 +111,8 @@ async def test_logprobs_are_one_for_each_token(engine: Engine) -> None:
 async def test_closing_the_generator_aborts_within_a_second(engine: Engine) -> None:
     """This is what a client's disconnect does to the engine."""
     for read in (0, 1, 3):
-        stream = engine.generate(engine.encode_chat(CHAT), Sampling(max_tokens=200, temperature=1.0, seed=7))
+        prompt = await engine.prepare(CHAT)
+        stream = engine.generate(prompt, Sampling(max_tokens=200, temperature=1.0, seed=7))
         for _ in range(read):
             await anext(stream)
         started = time.monotonic()
@@ -178,7 +187,7 @@ async def test_scores_come_in_the_order_of_the_questions(scorer: Scorer) -> None
     alone = [(await scorer.score([one])).values[0] for one in asked]
     assert together.values == pytest.approx(alone, abs=1e-5)
     assert len(set(together.values)) > 1
-    assert together.tokens == sum(len(scorer.encode(one)) for one in asked)
+    assert together.tokens == sum([len(await scorer.encode(one)) for one in asked])
 
 
 async def test_a_comparison_that_is_too_long_is_refused(scorer: Scorer) -> None:

@@ -16,7 +16,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from app.engines.base import Sampling
+from app.engines.base import Prompt, Sampling
 from app.errors import CheckpointError, EngineFailed
 from app.runtime import Served, start_models
 from app.settings import Settings
@@ -52,7 +52,7 @@ async def test_two_engines_start_together_and_leave_nothing_behind(
     with pytest.raises(EngineFailed):
         await policy.check_health()
     with pytest.raises(EngineFailed):
-        await anext(policy.generate([3, 10, 1, 4], Sampling(max_tokens=1)))
+        await anext(policy.generate(Prompt([3, 10, 1, 4], 4), Sampling(max_tokens=1)))
 
 
 async def test_a_golden_sample_that_differs_stops_the_start(
