@@ -46,8 +46,8 @@ class SlowScorer:
     def __post_init__(self) -> None:
         self.context_length, self.model_id = self.scorer.context_length, self.scorer.model_id
 
-    def encode(self, comparison: Comparison) -> list[int]:
-        return self.scorer.encode(comparison)
+    async def encode(self, comparison: Comparison) -> list[int]:
+        return await self.scorer.encode(comparison)
 
     async def score(self, comparisons: Sequence[Comparison]) -> Scores:
         self.asked += 1
