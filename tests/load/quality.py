@@ -3,8 +3,9 @@
 Both start from the same draft of the policy. Blocks of examples are asked in turn of every system, in another
 order each time. Each loop is read after every iteration: its mean gold score, and what it has cost up to
 there (tokens read and written, those that the gap reward reads included; the server's own milliseconds). The
-bar compares the best point that Self-Refine reaches, over its rubrics and iterations, with the cheapest point
-of PIT that is at least as good.
+bars compare the best point that Self-Refine reaches, over its rubrics and iterations, with the cheapest point
+of PIT that is at least as good; and both as the server runs them by default: three iterations, the default
+rubric, PIT with its gate.
 """
 
 import asyncio
@@ -135,6 +136,10 @@ def _result(points: Points) -> Result:
     refined = {key: mean for key, mean in means.items() if key[0].startswith("self-refine")}
     best = max(refined, key=lambda key: refined[key]["gold"])
     result.notes.append(f"best of Self-Refine: {best[0]}, iteration {best[1]}")
+    ours, theirs = means["pit, gate", ITERATIONS], means["self-refine, all", ITERATIONS]
+    result.notes.append(f"gold by default: PIT {ours['gold']:.2f}, Self-Refine {theirs['gold']:.2f}")
+    for what in ("tokens", "ms"):
+        result.bars.append(Bar(f"{what}, by default, PIT against it", ours[what] / theirs[what], WANTED))
     for kind in ("pit, gate", "pit, no gate"):
         good = [
             (mean["tokens"], key)
