@@ -11,7 +11,7 @@ from app.engines import golden
 from app.engines.base import Engine
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import EngineStarter, VllmEngine, import_engine, prepare_environment
-from app.errors import AppError, CheckpointError, Overloaded
+from app.errors import AppError, CheckpointError, Overloaded, StoreError
 from app.improve.gate import GapCalibration
 from app.improve.options import Models
 from app.settings import Settings
@@ -122,7 +122,9 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
 
 
 def _with_manifests(models: Models, checkpoints: dict[Flag, Checkpoint]) -> Models:
-    """Add what the manifests say about the improve turn and the gap."""
+    """Add what the manifests say about the improve turn, the gap, and which files these are."""
+    known = {str(flag): c.manifest.content_hash for flag, c in checkpoints.items() if c.manifest}
+    models = replace(models, identities=known)
     if (improver := checkpoints.get("improver")) and improver.manifest:
         models = replace(models, improve_turn=improver.manifest.improve_turn or "")
     reward = checkpoints.get("gap_reward")
@@ -174,7 +176,7 @@ class Runtime:
         try:
             self.served = await self.factory(self.settings)
             self.ready_after_s = time.monotonic() - self._started
-        except CheckpointError as error:
+        except (CheckpointError, StoreError) as error:
             self.failure = str(error)
         except Exception as error:
             log.exception("start-up failed")

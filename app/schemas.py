@@ -98,7 +98,7 @@ class ImproveRequest(LoopOptions, SamplingOptions):
     messages: Messages
     reference: Annotated[Text, AfterValidator(_not_blank)] | None = None
     stream: bool = False
-    store: Literal[False] | None = None
+    store: bool | None = Field(default=None, description="keep the run; null: as the server is set")
     metadata: dict[str, Text] | None = Field(default=None, max_length=16)
 
     def options(self) -> Options:
@@ -196,7 +196,8 @@ class IterationOut(ResponseModel):
 
 
 class Improvement(ResponseModel):
-    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object` and `metadata`."""
+    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object`, `metadata` and whether
+    the run is stored. `identities` are content hashes of the models, where their manifests hold one."""
 
     id: str
     object: Literal["improvement"] = "improvement"
@@ -209,9 +210,44 @@ class Improvement(ResponseModel):
     stop_reason: StopReason
     usage: UsageOut
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
+    seed: int
     ms: float
     metadata: dict[str, str] | None = None
+    stored: bool = False
+
+
+class RunSummary(ResponseModel):
+    """A stored run in a list. `created` and `finished` are seconds since the epoch."""
+
+    id: str
+    object: Literal["improvement.run"] = "improvement.run"
+    created: int
+    finished: int | None
+    state: Literal["running", "completed", "failed", "cancelled"]
+    stop_reason: StopReason | None
+    iterations: int | None
+
+
+class RunList(ResponseModel):
+    object: Literal["list"] = "list"
+    data: list[RunSummary]
+    has_more: bool
+
+
+class StoredRun(ResponseModel):
+    """`GET /v1/improve/{id}`. `request` is what was sent, without `stream` and with the run's seed: sent
+    again, it gives the same run."""
+
+    id: str
+    object: Literal["improvement.run"] = "improvement.run"
+    created: int
+    finished: int | None
+    state: Literal["running", "completed", "failed", "cancelled"]
+    request: dict[str, Any]
+    result: Improvement | None
+    error: "ErrorBody | None"
 
 
 class Score(ResponseModel):

@@ -1,5 +1,6 @@
 """Every setting of the server in one model: command line > PIT_* environment > YAML file > defaults."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 class SettingsError(Exception):
     """A setting that cannot be used. The message names the setting and says what it should be."""
+
+
+def default_database() -> str:
+    """An SQLite file in the user's state directory."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"sqlite:///{state}/pit-serve/pit.db"
 
 
 class Settings(BaseSettings):
@@ -53,6 +60,20 @@ class Settings(BaseSettings):
     )
     shutdown_grace_s: float = Field(
         default=20.0, ge=0, description="how long running requests may finish after SIGTERM"
+    )
+    database: str = Field(
+        default_factory=default_database,
+        description="where runs are kept: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME, or none",
+    )
+    store: bool = Field(default=True, description="keep runs whose request does not say `store` itself")
+    store_timeout_s: float = Field(
+        default=2.0, gt=0, description="how long an answer waits for its run to be stored, in seconds"
+    )
+    retention_days: float = Field(
+        default=30.0, ge=0, description="stored runs older than this are deleted; 0: never"
+    )
+    retention_mb: float = Field(
+        default=1000.0, ge=0, description="beyond this size the oldest stored runs are deleted; 0: never"
     )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
 

@@ -82,6 +82,21 @@ class Telemetry:
             registry=registry,
         )
         self.tokens = Counter("pit_tokens", "Tokens read and written", ["phase", "kind"], registry=registry)
+        self.stored_runs = Counter(
+            "pit_store_runs", "Runs that were to be stored, by outcome", ["outcome"], registry=registry
+        )
+        self.store_failures = Counter(
+            "pit_store_failures", "Writes that the database refused", registry=registry
+        )
+        self.store_pending = Gauge(
+            "pit_store_pending_runs", "Runs whose record is not complete in the database", registry=registry
+        )
+        self.store_seconds = Histogram(
+            "pit_store_write_seconds",
+            "Time of one batch of writes",
+            buckets=(0.001, 0.003, *SECONDS[:6]),
+            registry=registry,
+        )
         self.ready = Gauge("pit_ready", "1 when the server is ready", registry=registry)
 
     def render(self) -> bytes:

@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -55,20 +56,26 @@ def word_diff(old: str, new: str, *, marked: bool = False) -> Text:
 def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
     """Send the request and show the run. Raises `ServerError` with a message for the person at the
     terminal."""
+    with server(url) as client:
+        if as_json:
+            answer = client.post("/v1/improve", json=body)
+            raise_for(answer)
+            print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
+            return
+        with client.stream("POST", "/v1/improve", json={**body, "stream": True}) as response:
+            if response.status_code != 200:
+                response.read()
+            raise_for(response)
+            Show(Console()).run(_events(response))
+
+
+@contextmanager
+def server(url: str) -> Iterator[httpx.Client]:
+    """A client of the server at `url`. Raises `ServerError` where it cannot be reached in the body."""
     url = url.rstrip("/")
-    timeout = httpx.Timeout(10.0, read=120.0)
     try:
-        with httpx.Client(timeout=timeout) as client:
-            if as_json:
-                answer = client.post(f"{url}/v1/improve", json=body)
-                _raise_for(answer)
-                print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
-                return
-            with client.stream("POST", f"{url}/v1/improve", json={**body, "stream": True}) as response:
-                if response.status_code != 200:
-                    response.read()
-                _raise_for(response)
-                Show(Console()).run(_events(response))
+        with httpx.Client(base_url=url, timeout=httpx.Timeout(10.0, read=120.0)) as client:
+            yield client
     except httpx.ConnectError:
         raise ServerError(
             f"no server answers at {url}. Start one: pit serve --policy DIR --improver DIR --gap-reward DIR"
@@ -83,7 +90,8 @@ def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
         raise ServerError(f"the connection to {url} broke before the run was finished.") from None
 
 
-def _raise_for(response: httpx.Response) -> None:
+def raise_for(response: httpx.Response) -> None:
+    """Raises `ServerError` with the server's message when it refused."""
     if response.status_code == 200:
         return
     try:

@@ -23,6 +23,8 @@ async def ready(request: Request) -> Any:
     """200 when every model is up and gave its golden samples again; 503 with the reasons until then."""
     runtime: Runtime = request.app.state.runtime
     reasons = await runtime.not_ready_because()
+    if (store := request.app.state.runs.store) and store.problem:
+        reasons.append(store.problem.rstrip("."))
     request.app.state.telemetry.ready.set(0 if reasons else 1)
     if reasons:
         message = f"Not ready: {'; '.join(reasons)}."

@@ -9,7 +9,7 @@ from app.improve.turns import Phase, StrategyName
 
 StopReason = Literal["gap", "patience", "max_iterations", "token_budget", "deadline", "cancelled", "error"]
 Scoring = Literal["gap", "skipped", "off"]
-CandidateFinish = FinishReason | Literal["deadline", "token_budget"]
+CandidateFinish = FinishReason | Literal["deadline", "cancelled", "token_budget"]
 
 
 @dataclass(slots=True)
@@ -89,7 +89,9 @@ class Result:
     stop_reason: StopReason
     usage: Usage
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
+    seed: int
     ms: float
 
 
@@ -99,6 +101,7 @@ class RunCreated:
     created: int
     strategy: StrategyName
     scoring: Scoring
+    seed: int
     reference: str | None
 
 

@@ -16,6 +16,8 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Literal
 
 from app.errors import AppError, ContextTooLong, DeadlineExceeded, ScoringUnavailable
 from app.improve import turns
@@ -39,9 +41,9 @@ from app.improve.events import (
     Usage,
 )
 from app.improve.gate import BudgetExhausted, Gate, TokenBudget, Verdict, passes, same_text
-from app.improve.options import Models, Options
+from app.improve.options import Models, Options, draw_seed
 from app.improve.plan import Plan
-from app.improve.streams import merge, within
+from app.improve.streams import Deadline, merge, within
 from app.improve.turns import Turn
 
 
@@ -51,12 +53,16 @@ class ImprovementRun:
     @classmethod
     async def start(cls, models: Models, options: Options) -> "ImprovementRun":
         """Raises what `Plan.make` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
+        if options.seed is None:
+            options = replace(options, seed=draw_seed())
         return cls(await Plan.make(models, options))
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         options = plan.options
         self.models, self.options = plan.models, options
+        assert options.seed is not None
+        self.seed = options.seed
         self.id = f"imp_{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.gate: Gate | None = self.plan.gate()
@@ -68,13 +74,22 @@ class ImprovementRun:
         self.rejections = 0
         self.draft_finish_reason: CandidateFinish | None = None
         self.stop_reason: StopReason | None = None
+        self.deadline = Deadline()
+
+    def cancel(self) -> None:
+        """End the run: what is being generated is aborted, and the best response so far is the result, with
+        stop_reason "cancelled"."""
+        self.deadline.cut()
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the loop. Close the generator to cancel the run: every generation in flight is aborted."""
         self.started = time.perf_counter()
         limit = self.options.deadline_s
-        self.deadline = None if limit is None else asyncio.get_running_loop().time() + limit
-        yield RunCreated(self.id, self.created, self.options.strategy, self.scoring, self.options.reference)
+        if limit is not None and not self.deadline.was_cut:
+            self.deadline.at = asyncio.get_running_loop().time() + limit
+        yield RunCreated(
+            self.id, self.created, self.options.strategy, self.scoring, self.seed, self.options.reference
+        )
         try:
             if self.options.reference is None:
                 async with aclosing(self._draft()) as deltas:
@@ -90,7 +105,8 @@ class ImprovementRun:
             yield RunCompleted(self._result(self.stop_reason))
 
     async def _draft(self) -> AsyncGenerator[Event, None]:
-        """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run."""
+        """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run.
+        Where the run is cancelled, y_0 is what was written."""
         draft = Candidate(0, usage=self.usage.draft)
         try:
             speech = self._speak(turns.draft(self.options.messages), draft, index=0)
@@ -98,17 +114,22 @@ class ImprovementRun:
                 async for delta in deltas:
                     yield delta
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"The deadline of {self.options.deadline_s:g} s passed while the first response was drafted."
-                " Raise deadline_ms, lower max_tokens, or send a reference.",
-                param="deadline_ms",
-            ) from None
+            if not self.deadline.was_cut:
+                raise DeadlineExceeded(
+                    f"The deadline of {self.options.deadline_s:g} s passed while the first response was"
+                    " drafted. Raise deadline_ms, lower max_tokens, or send a reference.",
+                    param="deadline_ms",
+                ) from None
+            self._cut_short([draft])
         self.reference = self.best = draft.text
         self.draft_finish_reason = draft.finish_reason
 
     async def _iterate(self, index: int) -> AsyncGenerator[Event, None]:
         """One iteration: candidates side by side, one batch of scores, the gate."""
         baseline, started = self.best, time.perf_counter()
+        if self.deadline.was_cut:
+            self.stop_reason = "cancelled"
+            return
         if not await self._can_start(baseline):
             self.stop_reason = "token_budget"
             return
@@ -122,7 +143,7 @@ class ImprovementRun:
                 async for delta in deltas:
                     yield delta
             if self.gate:
-                async with asyncio.timeout_at(self.deadline):
+                async with self.deadline.limit():
                     verdicts, score_tokens = await self._judge(self.gate, candidates, baseline)
         except TimeoutError:
             self._cut_short(candidates)
@@ -233,7 +254,7 @@ class ImprovementRun:
         return room is not None and self.budget.fits((prompt.tokens or 0) + room)
 
     def _accepts(self, chosen: Candidate, baseline: str, verdict: Verdict | None) -> bool:
-        if verdict is None and (self.gate is not None or chosen.finish_reason == "deadline"):
+        if verdict is None and (self.gate is not None or chosen.finish_reason in ("deadline", "cancelled")):
             return False
         return passes(chosen.text, baseline, verdict, self.options.min_win_probability)
 
@@ -254,9 +275,10 @@ class ImprovementRun:
             self.stop_reason = "max_iterations"
 
     def _cut_short(self, candidates: list[Candidate]) -> None:
-        self.stop_reason = "deadline"
+        reason: Literal["cancelled", "deadline"] = "cancelled" if self.deadline.was_cut else "deadline"
+        self.stop_reason = reason
         for candidate in candidates:
-            candidate.finish_reason = candidate.finish_reason or "deadline"
+            candidate.finish_reason = candidate.finish_reason or reason
 
     @staticmethod
     def _rank(candidate: Candidate, verdict: Verdict | None) -> tuple[bool, float]:
@@ -275,6 +297,8 @@ class ImprovementRun:
             stop_reason=stop_reason,
             usage=self.usage,
             models=self.plan.model_names(),
+            identities=self.plan.identities(),
             scoring=self.scoring,
+            seed=self.seed,
             ms=1000 * (time.perf_counter() - self.started),
         )

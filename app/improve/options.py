@@ -1,6 +1,8 @@
 """What one run is asked to do, and what it has to do it with."""
 
 import hashlib
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +23,8 @@ class Models:
     scorer: Scorer | None = None
     calibration: GapCalibration = field(default_factory=GapCalibration)
     improve_turn: str = ""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Content hashes of the checkpoints that have one, by policy, improver, gap_reward."""
 
     def engine(self, name: ModelName) -> Engine:
         """Raises `BadRequest` for a model that the server does not have."""
@@ -58,6 +62,11 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     rubric: str = DEFAULT_RUBRIC
+
+
+def draw_seed() -> int:
+    """A seed of 32 bits for a run that was given none: so every run can be run again."""
+    return secrets.randbits(32)
 
 
 def derive_seed(seed: int | None, *place: object) -> int | None:

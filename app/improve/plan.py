@@ -51,6 +51,11 @@ class Plan:
             found["gap_reward"] = self.models.scorer.model_id
         return found
 
+    def identities(self) -> dict[str, str]:
+        """The content hashes of those checkpoints, where they are known."""
+        known = self.models.identities
+        return {name: known[name] for name in self.model_names() if name in known}
+
     def _scoring(self) -> Scoring:
         if self.options.scoring == "off":
             return "off"
