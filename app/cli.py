@@ -1,5 +1,5 @@
-"""`pit`: serve, improve, runs, replay, db, bench, version. Everything slow is imported inside the command that
-needs it."""
+"""`pit`: serve, improve, runs, replay, db, bench, version. Everything slow is imported inside the command
+that needs it."""
 
 import sys
 from pathlib import Path
