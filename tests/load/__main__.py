@@ -72,10 +72,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "bench", help="where figures go")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    given.output.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 160)
     failed = False
     for name in given.names or MEASUREMENTS:
         console.rule(name)
+        # The server keeps runs, as users have it, but not among the user's own.
+        for leftover in given.output.glob("pit.db*"):
+            leftover.unlink()
+        os.environ["PIT_DATABASE"] = f"sqlite:///{given.output.resolve() / 'pit.db'}"
         try:
             result = MEASUREMENTS[name](given.runs, given.output)
         except (LoadError, TrainingError) as error:
