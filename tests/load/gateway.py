@@ -20,6 +20,7 @@ from tests.load.processes import Server, free_port, server
 
 USERS, REQUESTS, ROUNDS = 8, 300, 5
 KINDS: dict[Kind, str] = {"chat": "unary", "chat-stream": "stream of 16"}
+IMPROVE_TURN = "Please improve your answer."
 UPSTREAM = ("--length", "16", "--delay-ms", "10", "--token-ms", "2")
 
 
@@ -50,10 +51,10 @@ def start_peer(stack: ExitStack, output: Path, peer: peers.Peer, port: int) -> C
 def start_gateway(stack: ExitStack, output: Path, upstream: str) -> Contestant:
     """`pit serve` without an engine, everything on that it has."""
     port = free_port()
-    command = [
-        sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--upstream", upstream,
-        "--score-upstream", upstream,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    for role in ("policy", "improver", "gap-reward"):
+        command += [f"--{role}-url", upstream]
+    command += ["--improve-turn", IMPROVE_TURN]
     started = server("pit", command, port=port, log=output / "pit.log", ready="/health/ready")
     return Contestant(stack.enter_context(started), "policy", None)
 

@@ -121,7 +121,12 @@ class Upstream:
         messages = body["messages"] if chat else self._messages(body["prompt"])
         self.stats["generations"] += 1
         width = body.get("n") or 1
-        texts = [self._text(messages, body) for _ in range(width)]
+        texts, finish = [], []
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or CONTEXT
+        for _ in range(width):
+            words = self._text(messages, body).split(" ")
+            texts.append(" ".join(words[:limit]))
+            finish.append("length" if len(words) > limit else "stop")
         prompt_tokens = sum(2 + tokens_of(str(m["content"])) for m in messages)
         written = sum(map(tokens_of, texts))
         usage: Body = {
@@ -141,16 +146,16 @@ class Upstream:
         await asyncio.sleep(self.delay_s)
         if body.get("stream"):
             head["object"] = "chat.completion.chunk" if chat else "text_completion"
-            await self._stream(chat, head, texts, usage, body, send)
+            await self._stream(chat, head, list(zip(texts, finish, strict=True)), usage, body, send)
             return
         choices = [
-            _choice(i, {"message": {"role": "assistant", "content": t}} if chat else {"text": t}, "stop")
-            for i, t in enumerate(texts)
+            _choice(i, {"message": {"role": "assistant", "content": text}} if chat else {"text": text}, end)
+            for i, (text, end) in enumerate(zip(texts, finish, strict=True))
         ]
         await _json(send, head | {"choices": choices, "usage": usage})
 
     async def _stream(
-        self, chat: bool, head: Body, texts: list[str], usage: Body, body: Body, send: Send
+        self, chat: bool, head: Body, texts: list[tuple[str, str]], usage: Body, body: Body, send: Send
     ) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -164,13 +169,13 @@ class Upstream:
         if chat:
             for i in range(len(texts)):
                 await chunk([_choice(i, {"delta": {"role": "assistant", "content": ""}}, None)])
-        for i, text in enumerate(texts):
+        for i, (text, end) in enumerate(texts):
             words = text.split(" ")
             for place, word in enumerate(words):
                 if self.token_s:
                     await asyncio.sleep(self.token_s)
                 piece = word if place == 0 else " " + word
-                last = "stop" if place == len(words) - 1 else None
+                last = end if place == len(words) - 1 else None
                 await chunk([_choice(i, {"delta": {"content": piece}} if chat else {"text": piece}, last)])
         if wants_usage:
             await chunk([], usage=usage)
