@@ -42,7 +42,9 @@ def serve(settings: Settings, console: Console) -> int:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     console.print(f"starting on {url} (this takes about half a minute)", highlight=False)
-    return asyncio.run(_serve(server, listener, app.state.runtime, console, url))
+    # uvicorn's own choice: uvloop where it is installed, which costs a fifth less than asyncio's loop.
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        return runner.run(_serve(server, listener, app.state.runtime, console, url))
 
 
 async def _serve(
