@@ -73,11 +73,20 @@ def serve(
         bool | None,
         typer.Option("--store/--no-store", help="Keep runs whose request does not say  [default: store]"),
     ] = None,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="vLLM's parser of tool calls, as hermes  [default: no tools]"),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="One more name of model policy or pit; may be repeated."),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error  [default: warning]")
     ] = None,
 ) -> None:
-    """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/score, /health/ready, /metrics."""
+    """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/completions, /v1/score,
+    /health/ready, /metrics."""
     import logging
 
     from rich.console import Console

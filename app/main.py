@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.api import health, improve, openai, runs
+from app.api import chat, completions, health, improve, models, runs
 from app.errors import AppError, BadRequest, from_status
 from app.middleware import RequestContext, error_response
 from app.runs import Runs
@@ -54,9 +54,12 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, runs, openai, health):
+    for module in (improve, runs, chat, completions, models, health):
         app.include_router(module.router)
     return app
+
+
+TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
 
 
 async def _app_error(_: Request, error: Exception) -> Response:
@@ -78,6 +81,9 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     # A place begins with where it is: body, query or path.
     kind, place = first["type"], [str(part) for part in first["loc"][1:]]
+    if kind != "extra_forbidden":
+        # Where a field takes several types, the place ends with the type that was tried.
+        place = [part for part in place if part not in TYPE_NAMES and "[" not in part]
     if kind == "json_invalid":
         return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
     name = _printable(".".join(place)) or None

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -52,6 +52,26 @@ class Settings(BaseSettings):
     )
     scoring_timeout_s: float = Field(
         default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds"
+    )
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
+    )
+    served_model_name: tuple[Annotated[str, Field(pattern=r"^[^=\s]{1,200}=(policy|pit)$")], ...] = Field(
+        default=(), description="more names of the models, as NAME=policy or NAME=pit"
+    )
+    watchdog_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="an engine that owes tokens and gives none for so long, in seconds, counts as hung",
+    )
+    probe_s: float = Field(
+        default=5.0, gt=0, description="after so long without a request an engine is tested with one token"
+    )
+    restart_hung_s: float = Field(
+        default=60.0, ge=0, description="how long an engine may hang, in seconds, before it is started again"
+    )
+    restart_delay_s: float = Field(
+        default=1.0, gt=0, description="pause after a restart that failed; it doubles up to a minute"
     )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")

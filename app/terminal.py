@@ -1,8 +1,6 @@
 """`pit improve`: a run shown on the terminal while it happens, each iteration as a word-level diff."""
 
-import difflib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-WORDS = re.compile(r"\s*\S+\s*")
+from app.improve.edits import hunks
+
 STOPS = {
     "gap": "the gap reward found no further improvement",
     "patience": "several candidates in a row were no better",
@@ -33,22 +32,18 @@ def word_diff(old: str, new: str, *, marked: bool = False) -> Text:
 
     With `marked`, for a terminal without colours, also in signs as wdiff has them: [-went-]{+came+}.
     """
-    before, after = WORDS.findall(old), WORDS.findall(new)
-    # Compared without the white space that follows a word, or the last word would always count as changed.
-    matcher = difflib.SequenceMatcher(
-        None, [word.strip() for word in before], [word.strip() for word in after], autojunk=False
-    )
-    text = Text()
-    for kind, a, b, c, d in matcher.get_opcodes():
-        gone, came = "".join(before[a:b]), "".join(after[c:d])
-        if kind == "equal":
-            text.append(came)
-            continue
-        for part, style, signs in ((gone, "red strike", "[--]"), (came, "green", "{++}")):
-            words, space = part.rstrip(), part[len(part.rstrip()) :]
+    text, position = Text(), 0
+    for hunk in hunks(old, new):
+        text.append(old[position : hunk.start])
+        position = hunk.end
+        for part, style, signs in ((hunk.before, "red strike", "[--]"), (hunk.after, "green", "{++}")):
+            words = part.strip()
             if words:
+                space, after = part.split(words)
+                text.append(space)
                 text.append(signs[:2] + words + signs[2:] if marked else words, style=style)
-                text.append(space or " ")
+                text.append(after or " " if style != "green" else after)
+    text.append(old[position:])
     text.rstrip()
     return text
 

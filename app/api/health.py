@@ -20,7 +20,9 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", responses={503: {}})
 @router.get("/health", responses={503: {}})
 async def ready(request: Request) -> Any:
-    """200 when every model is up and gave its golden samples again; 503 with the reasons until then."""
+    """200 when every engine is up and gave its golden samples again; 503 with the reasons until then.
+
+    `degraded` names what does not work while requests are still answered: a gap reward that is down."""
     runtime: Runtime = request.app.state.runtime
     reasons = await runtime.not_ready_because()
     if (store := request.app.state.runs.store) and store.problem:
@@ -31,7 +33,7 @@ async def ready(request: Request) -> Any:
         error = {"message": message, "type": "overloaded_error", "param": None, "code": "not_ready"}
         body = {"status": "unavailable", "reasons": reasons, "error": error}
         return JSONResponse(body, status_code=503, headers={"retry-after": "5"})
-    return {"status": "ok", "reasons": []}
+    return {"status": "ok", "reasons": [], "degraded": await runtime.degraded_because()}
 
 
 @router.get("/version")

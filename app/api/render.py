@@ -6,6 +6,7 @@ from typing import Any
 
 from app.errors import INTERNAL_ERROR_MESSAGE, AppError
 from app.improve.events import (
+    CandidateRejected,
     CandidateScored,
     Event,
     IterationAccepted,
@@ -14,6 +15,7 @@ from app.improve.events import (
     OutputDelta,
     Result,
     RunCreated,
+    ScoringSkipped,
 )
 from app.schemas import Improvement
 from app.telemetry import log_failure
@@ -22,7 +24,9 @@ NAMES: dict[type[Any], str] = {
     RunCreated: "run.created",
     IterationStarted: "iteration.started",
     OutputDelta: "output.delta",
+    CandidateRejected: "candidate.rejected",
     CandidateScored: "candidate.scored",
+    ScoringSkipped: "scoring.skipped",
     IterationAccepted: "iteration.accepted",
     IterationRejected: "iteration.rejected",
 }

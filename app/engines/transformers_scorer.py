@@ -1,10 +1,10 @@
 """The gap reward as a plain forward pass of transformers, on one thread.
 
-On a CPU this is as fast as a pooling engine, and saves a process of several gigabytes. What is asked while a
-forward pass runs waits, and goes into the next one together.
+On a CPU this is as fast as a pooling engine, and saves a process of several gigabytes.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,10 +33,9 @@ class TransformersScorer:
         self.model_id = checkpoint.path.name
         self._improve_turn = manifest.improve_turn if manifest.gap.reads == "pair" else None
         self._timeout_s = timeout_s
+        self._working_since: float | None = None
         self._encoder = ChatEncoder(checkpoint.path)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
-        self._waiting: list[tuple[list[list[int]], asyncio.Future[list[float]]]] = []
-        self._working: asyncio.Task[None] | None = None
         transformers_logging.disable_progress_bar()
         try:
             self._model: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -68,9 +67,10 @@ class TransformersScorer:
                 f" {self.context_length}. Shorten the messages or the responses.",
                 param="messages",
             )
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout_s):
-                values = await self._together(rows)
+                values = await loop.run_in_executor(self._worker, self._work, rows)
         except TimeoutError:
             raise ScoringUnavailable(
                 f"The gap reward did not answer within {self._timeout_s:g} s. Try again, or send scoring:"
@@ -82,36 +82,22 @@ class TransformersScorer:
             ) from error
         return Scores(values, sum(map(len, rows)))
 
+    async def check_health(self) -> None:
+        since = self._working_since
+        if since is not None and time.monotonic() - since > self._timeout_s:
+            raise ScoringUnavailable(
+                f"The gap reward has worked on one batch for over {self._timeout_s:g} s. Try again later."
+            )
+
     async def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def _together(self, rows: list[list[int]]) -> list[float]:
-        """Logits of the rows, from a forward pass that they may share with other requests."""
-        scores: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((rows, scores))
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
-        return await scores
-
-    async def _work(self) -> None:
-        """One forward pass after the other while something waits; what nobody wants any more is left out."""
-        loop = asyncio.get_running_loop()
-        while asked := [(rows, scores) for rows, scores in self._waiting if not scores.done()]:
-            self._waiting = []
-            try:
-                values = await loop.run_in_executor(
-                    self._worker, self._forward, [row for rows, _ in asked for row in rows]
-                )
-            except Exception as error:
-                for _, scores in asked:
-                    if not scores.done():
-                        scores.set_exception(error)
-                continue
-            for rows, scores in asked:
-                mine, values = values[: len(rows)], values[len(rows) :]
-                if not scores.done():
-                    scores.set_result(mine)
-        self._waiting, self._working = [], None
+    def _work(self, rows: list[list[int]]) -> list[float]:
+        self._working_since = time.monotonic()
+        try:
+            return self._forward(rows)
+        finally:
+            self._working_since = None
 
     def _forward(self, rows: list[list[int]]) -> list[float]:
         """Raw logits of rows of token ids, in their order. Rows of like length share a batch: less

@@ -9,6 +9,7 @@ from typing import Literal
 from app.engines.base import Engine, Message, Scorer
 from app.errors import BadRequest
 from app.improve.gate import GapCalibration
+from app.improve.keep import Keep
 from app.improve.turns import DEFAULT_RUBRIC, ModelName, StrategyName
 
 ScoringMode = Literal["off", "best_effort", "required"]
@@ -44,6 +45,7 @@ class Options:
     """The options of one run. None means: the checkpoint's own recommendation, or no limit.
 
     `deadline_s` counts from the start of the run; `max_total_tokens` covers drafting, improving and scoring.
+    `edits`: the result says how it differs from the reference, and each iteration from its baseline.
     """
 
     messages: tuple[Message, ...]
@@ -62,6 +64,8 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     rubric: str = DEFAULT_RUBRIC
+    keep: Keep | None = None
+    edits: bool = False
 
 
 def draw_seed() -> int:

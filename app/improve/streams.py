@@ -30,6 +30,10 @@ class Deadline:
         self._timeout = asyncio.timeout_at(self.at)
         return self._timeout
 
+    @property
+    def passed(self) -> bool:
+        return self.at is not None and asyncio.get_running_loop().time() >= self.at
+
     def cut(self) -> None:
         """Make the deadline now."""
         self.was_cut, self.at = True, asyncio.get_running_loop().time()

@@ -1,11 +1,13 @@
 """The database behind the store: SQLite or PostgreSQL by URL, its schema, its transactions."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, event, inspect, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -17,6 +19,7 @@ from app.store.tables import HEAD
 MIGRATIONS = Path(__file__).parent / "migrations"
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 UPGRADE = "pit db upgrade"
+T = TypeVar("T")
 
 
 class Database:
@@ -43,8 +46,10 @@ class Database:
     def _engine(self) -> AsyncEngine:
         if self.is_sqlite:
             engine = create_async_engine(self.url, hide_parameters=True)
-            event.listen(engine.sync_engine, "connect", self._prepare_sqlite)
-            event.listen(engine.sync_engine, "begin", _begin_sqlite)
+            self._listen(engine.sync_engine)
+            self._writing = create_engine(self.url.set(drivername="sqlite"), hide_parameters=True)
+            self._listen(self._writing)
+            self._thread = ThreadPoolExecutor(1, "store")
             return engine
         arguments = {
             "timeout": self.timeout_s,
@@ -55,6 +60,10 @@ class Database:
             self.url, hide_parameters=True, pool_pre_ping=True, pool_timeout=self.timeout_s,
             connect_args=arguments,
         )  # fmt: skip
+
+    def _listen(self, engine: Engine) -> None:
+        event.listen(engine, "connect", self._prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
 
     def _prepare_sqlite(self, connection: Any, _record: Any) -> None:
         # Transactions are begun by `_begin_sqlite`: the driver would begin them too late, and none for DDL.
@@ -77,11 +86,21 @@ class Database:
             await connection.execution_options(reading=True)
             yield connection
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncGenerator[AsyncConnection, None]:
-        """A connection in a transaction, committed at the end."""
-        async with self.engine.begin() as connection:
-            yield connection
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Call `work` with a connection in a transaction, which is committed at its end.
+
+        In SQLite all of it is one errand of one thread: through the asynchronous driver every statement
+        would be several, and a run four times as dear.
+        """
+        if not self.is_sqlite:
+            async with self.engine.begin() as connection:
+                return await connection.run_sync(work)
+
+        def errand() -> T:
+            with self._writing.begin() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, errand)
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
         """An INSERT that knows ON CONFLICT."""
@@ -110,7 +129,7 @@ class Database:
                 " or keep nothing: --database none."
             ) from None
         finally:
-            await self.engine.dispose()
+            await self._disconnect()
 
     def _advice(self, revision: str | None) -> str:
         if revision is not None and revision > HEAD:
@@ -133,11 +152,17 @@ class Database:
                 f"The schema of {self.name} is at revision {revision}, and this version knows {HEAD} at most."
                 f" {self._advice(revision)}"
             )
-        async with self.engine.begin() as connection:
-            await connection.run_sync(_migrate, target)
+        await self.write(lambda connection: _migrate(connection, target))
+
+    async def _disconnect(self) -> None:
+        await self.engine.dispose()
+        if self.is_sqlite:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._writing.dispose)
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        await self._disconnect()
+        if self.is_sqlite:
+            self._thread.shutdown(wait=False)
 
 
 async def upgrade_database(url: str) -> str:

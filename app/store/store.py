@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from sqlalchemy import select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import Overloaded, StoreError
 from app.settings import Settings
@@ -80,12 +79,11 @@ class Store:
         await self.database.close()
 
     @contextlib.asynccontextmanager
-    async def _connection(self, *, writing: bool = False) -> AsyncGenerator[AsyncConnection, None]:
-        """Raises `Overloaded` when the database does not answer."""
-        connect = self.database.writing if writing else self.database.reading
+    async def _answering(self) -> AsyncGenerator[None, None]:
+        """Raises `Overloaded` when the database does not answer in the body."""
         try:
-            async with asyncio.timeout(self.database.timeout_s), connect() as connection:
-                yield connection
+            async with asyncio.timeout(self.database.timeout_s):
+                yield
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.warning("the database of stored runs does not answer: %s", reason(error))
             raise Overloaded(
@@ -95,7 +93,7 @@ class Store:
 
     async def run(self, run_id: str) -> RunRecord | None:
         """A stored run without its events."""
-        async with self._connection() as connection:
+        async with self._answering(), self.database.reading() as connection:
             row = (await connection.execute(select(*WHOLE).where(runs.c.id == run_id))).first()
         return None if row is None else RunRecord(**row._mapping)
 
@@ -107,7 +105,7 @@ class Store:
             .order_by(run_events.c.number)
             .limit(limit)
         )
-        async with self._connection() as connection:
+        async with self._answering(), self.database.reading() as connection:
             return [(row.number, row.type, row.data) for row in await connection.execute(wanted)]
 
     async def page(self, limit: int, after: str | None) -> list[RunRecord] | None:
@@ -115,7 +113,7 @@ class Store:
         is no run `after`."""
         place = tuple_(runs.c.created, runs.c.id)
         wanted = select(*SUMMARY).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
-        async with self._connection() as connection:
+        async with self._answering(), self.database.reading() as connection:
             if after is not None:
                 created = await connection.scalar(select(runs.c.created).where(runs.c.id == after))
                 if created is None:
@@ -126,5 +124,5 @@ class Store:
     async def request_cancel(self, run_id: str) -> None:
         """Ask the server that runs this run to cancel it. It hears of it within some seconds."""
         wanted = update(runs).where(runs.c.id == run_id).values(cancel_requested=True)
-        async with self._connection(writing=True) as connection:
-            await connection.execute(wanted)
+        async with self._answering():
+            await self.database.write(lambda connection: connection.execute(wanted))

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from sqlalchemy import delete, func, insert, literal, select, update
+from sqlalchemy import Connection, delete, func, insert, literal, select, update
 
 from app.errors import AppError
 from app.store.database import Database, reason
@@ -73,8 +73,8 @@ class Upkeep:
             found = (await connection.execute(select(runs.c.id, runs.c.cancel_requested).where(*mine))).all()
         if not found:
             return
-        async with self.database.writing() as connection:
-            await connection.execute(update(runs).where(*mine).values(alive=time.time()))
+        alive = update(runs).where(*mine).values(alive=time.time())
+        await self.database.write(lambda connection: connection.execute(alive))
         for run_id, cancel_requested in found:
             if cancel_requested:
                 self.on_cancel(run_id)
@@ -91,16 +91,17 @@ class Upkeep:
                 return
         error = json.dumps(ABANDONED.body()["error"], separators=(",", ":"))
         values = {"state": "failed", "finished": time.time(), "error": error}
-        async with self.database.writing() as connection:
-            ended = await connection.scalars(update(runs).where(*stale).values(values).returning(runs.c.id))
+        data = f'{{"type":"run.failed","error":{error}}}'
+
+        def end(connection: Connection) -> None:
+            ended = connection.scalars(update(runs).where(*stale).values(values).returning(runs.c.id))
             for run_id in ended.all():
                 last = func.coalesce(func.max(run_events.c.number), 0) + 1
-                data = f'{{"type":"run.failed","error":{error}}}'
                 event = select(literal(run_id), last, literal("run.failed"), literal(data))
                 event = event.where(run_events.c.run_id == run_id)
-                await connection.execute(
-                    insert(run_events).from_select(["run_id", "number", "type", "data"], event)
-                )
+                connection.execute(insert(run_events).from_select(run_events.columns.keys(), event))
+
+        await self.database.write(end)
 
     async def prune(self) -> int:
         """Delete the oldest runs that are past their age or beyond the size, some of them. Returns how
@@ -124,7 +125,7 @@ class Upkeep:
             doomed.append(run_id)
             freed += size
         if doomed:
-            async with self.database.writing() as connection:
-                await connection.execute(delete(runs).where(runs.c.id.in_(doomed)))
+            gone = delete(runs).where(runs.c.id.in_(doomed))
+            await self.database.write(lambda connection: connection.execute(gone))
             log.info("deleted %d stored runs (%d bytes)", len(doomed), freed)
         return len(doomed)

@@ -9,11 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import Connection, delete
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -28,13 +26,12 @@ FLUSH_S = 0.5
 BATCH_EVENTS = 4000
 """Events of one transaction at most."""
 STATEMENT_ROWS = 500
-"""Rows of one statement at most: preparing them holds up the event loop, for a millisecond or two."""
+"""Rows of one statement at most. For PostgreSQL they are prepared in the event loop: a millisecond or two."""
 RETRY_S = 0.1
 MAX_PENDING = 10_000
 """Runs that are being written at most; those beyond it are not stored."""
 Part = tuple[RunRecord, int, bool]
 """A record, up to which of its events it is to be written, and whether that is all of it."""
-T = TypeVar("T")
 OUTAGES = (OperationalError, InterfaceError, PoolTimeout, OSError, TimeoutError)
 UPDATED = ("state", "finished", "stop_reason", "iterations", "bytes", "result", "error")
 
@@ -45,6 +42,12 @@ class RunWriter:
     def __init__(self, database: Database, telemetry: Telemetry, server: str) -> None:
         self.database, self.telemetry, self.server = database, telemetry, server
         self.timeout_s = database.timeout_s
+        upsert = database.insert(runs)
+        self._upsert = upsert.on_conflict_do_update(
+            index_elements=[runs.c.id], set_={name: upsert.excluded[name] for name in UPDATED}
+        )
+        # A batch may be written twice, where only its confirmation was lost: the same rows once more.
+        self._insert = database.insert(run_events).on_conflict_do_nothing()
         self._pending: dict[str, RunRecord] = {}
         self._unwanted: set[str] = set()
         self._wake = asyncio.Event()
@@ -143,24 +146,21 @@ class RunWriter:
 
     async def _write(self, batch: list[Part], unwanted: frozenset[str]) -> None:
         rows = [self._row(record, is_all) for record, _, is_all in batch if is_all or not record.has_row]
-        events = (
-            {"run_id": record.id, "number": number + 1, "type": kind, "data": data}
+        events = [
+            {"run_id": record.id, "number": number, "type": kind, "data": data}
             for record, until, _ in batch
-            for number, (kind, data) in enumerate(record.events[record.written : until], record.written)
-        )
-        upsert = self.database.insert(runs)
-        upsert = upsert.on_conflict_do_update(
-            index_elements=[runs.c.id], set_={name: upsert.excluded[name] for name in UPDATED}
-        )
-        # A batch may be written twice, where only its confirmation was lost: the same rows once more.
-        insert = self.database.insert(run_events).on_conflict_do_nothing()
-        async with self.database.writing() as connection:
-            for some in _in_pieces(iter(rows)):
-                await connection.execute(upsert, some)
-            for some in _in_pieces(events):
-                await connection.execute(insert, some)
+            for number, (kind, data) in enumerate(record.events[record.written : until], record.written + 1)
+        ]
+
+        def work(connection: Connection) -> None:
+            if rows:
+                connection.execute(self._upsert, rows)
+            for start in range(0, len(events), STATEMENT_ROWS):
+                connection.execute(self._insert, events[start : start + STATEMENT_ROWS])
             if unwanted:
-                await connection.execute(delete(runs).where(runs.c.id.in_(unwanted)))
+                connection.execute(delete(runs).where(runs.c.id.in_(unwanted)))
+
+        await self.database.write(work)
 
     def _row(self, record: RunRecord, is_all: bool) -> dict[str, Any]:
         ended = {name: getattr(record, name) if is_all else None for name in UPDATED if name != "bytes"}
@@ -211,8 +211,3 @@ class RunWriter:
         if self._failing_since is not None:
             log.warning("runs are stored again; %d were not", self._lost)
         self._failing_since, self._lost = None, 0
-
-
-def _in_pieces(rows: Iterator[T]) -> Iterator[list[T]]:
-    while piece := list(islice(rows, STATEMENT_ROWS)):
-        yield piece

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.engines.base import Comparison, Delta, Engine, Message, Sampling, Scorer, Scores
+from app.engines.base import Comparison, Delta, Engine, Message, Sampling, Scorer
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import VllmEngine
 from app.errors import ContextTooLong, EngineFailed
@@ -209,30 +209,3 @@ async def test_scoring_has_a_deadline(
     monkeypatch.setattr(real_scorer, "_timeout_s", 0.1)
     with pytest.raises(ScoringUnavailable):
         await real_scorer.score([comparison("a", "b")])
-
-
-@pytest.mark.engine
-async def test_requests_share_a_forward_pass(
-    real_scorer: TransformersScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twelve at once: one pass for the first, one for all that came meanwhile, less the one that left."""
-    passes: list[int] = []
-    forward = real_scorer._forward
-
-    def counted(rows: list[list[int]]) -> list[float]:
-        passes.append(len(rows))
-        time.sleep(0.1)
-        return forward(rows)
-
-    asked = [comparison("The price is 24. " * n, "No.") for n in range(1, 13)]
-    alone = [(await real_scorer.score([one])).values[0] for one in asked]
-    monkeypatch.setattr(real_scorer, "_forward", counted)
-    tasks = [asyncio.create_task(real_scorer.score([one])) for one in asked]
-    await asyncio.sleep(0.05)
-    tasks[5].cancel()
-    found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert passes == [1, 10]
-    assert isinstance(found.pop(5), asyncio.CancelledError)
-    assert [one.values[0] for one in found if isinstance(one, Scores)] == pytest.approx(
-        alone[:5] + alone[6:], abs=1e-5
-    )
