@@ -54,6 +54,9 @@ class SlowScorer:
         await asyncio.sleep(self.wait_s)
         return await self.scorer.score(comparisons)
 
+    async def check_health(self) -> None:
+        await self.scorer.check_health()
+
     async def close(self) -> None:
         await self.scorer.close()
 
