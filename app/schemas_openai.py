@@ -1,6 +1,7 @@
 """Requests of the OpenAI-compatible endpoints. docs/openai.md says of every parameter what it does here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -9,7 +10,15 @@ from app.checkpoint import SamplingDefaults
 from app.engines.base import Constraint, Message, Sampling, Tools
 from app.errors import BadRequest
 from app.improve.options import Options
-from app.schemas import ChatMessage, LoopOptions, RequestModel, SamplingOptions, Text, make_options
+from app.schemas import (
+    UNWATCHED,
+    ChatMessage,
+    LoopOptions,
+    RequestModel,
+    SamplingOptions,
+    Text,
+    make_options,
+)
 
 MAX_CHOICES = 128
 """Completions that one request may ask for: `n` times its prompts."""
@@ -194,6 +203,7 @@ class GenerationRequest(SamplingOptions):
             logit_bias=self.logit_bias or None,
             logprobs=logprobs,
             constraint=self.response_format.constraint() if self.response_format else None,
+            stream_interval=1 if self.stream else UNWATCHED,
         )
 
     def check(self) -> None:
@@ -273,7 +283,9 @@ class ChatCompletionRequest(GenerationRequest):
             ChatMessage.model_construct(role=roles.get(turn.role, turn.role), content=turn.content or "")
             for turn in turns
         ]
-        return make_options(messages, self.pit or LoopOptions(), self, self.limit, reference)
+        options = make_options(messages, self.pit or LoopOptions(), self, self.limit, reference)
+        # What `pit` streams is the finished response.
+        return replace(options, stream_interval=UNWATCHED)
 
     def _check_pit(self) -> None:
         refused: Mapping[str, object] = {
