@@ -13,7 +13,7 @@ from app.improve.options import Options, ScoringMode
 from app.improve.turns import DEFAULT_RUBRIC, StrategyName
 
 UNWATCHED = 8
-"""Tokens of a piece where nobody reads along: every piece passes the loop, the run's record and its events."""
+"""Tokens of a piece where nobody reads along: every piece passes the loop and the record of the run."""
 
 
 class RequestModel(BaseModel):
