@@ -24,7 +24,7 @@ from tests.load.figures import Bar, Result, ratios, spread
 from tests.load.inside import drive, engines_of, serving
 from training.synthetic import make_pairs
 
-USERS, RUNS, ROUNDS = 32, 128, 5
+USERS, RUNS, ROUNDS = 32, 128, 4
 WANTED = 0.97
 
 
