@@ -35,10 +35,12 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Point:
-    """A system after some iterations, over all examples: sums."""
+    """A system after some iterations, over all examples: sums. `tokens` are all; `scored` of them were read
+    by the gap reward."""
 
     gold: float = 0.0
     tokens: float = 0.0
+    scored: float = 0.0
     ms: float = 0.0
     examples: int = 0
 
@@ -46,6 +48,7 @@ class Point:
         return {
             "gold": self.gold / self.examples,
             "tokens": self.tokens / self.examples,
+            "of them scored": self.scored / self.examples,
             "ms": self.ms / self.examples,
         }
 
@@ -59,16 +62,19 @@ class Points:
 
     def add(self, system: str, prompt: str, answer: dict[str, Any]) -> None:
         """One run, after each iteration. A run that the gate has stopped costs nothing more."""
-        best, tokens, ms = answer["reference"], 0.0, 0.0
+        best, tokens, scored, ms = answer["reference"], 0.0, 0.0, 0.0
         for number in range(1, ITERATIONS + 1):
             if number <= len(answer["iterations"]):
                 one = answer["iterations"][number - 1]
                 best = one["text"] if one["accepted"] else best
+                scored += one["score_tokens"]
                 tokens += one["usage"]["prompt_tokens"] + one["usage"]["completion_tokens"]
+                tokens += one["score_tokens"]
                 ms += one["ms"]
             point = self.found.setdefault((system, number), Point())
             point.gold += gold_score(prompt, best)
             point.tokens += tokens
+            point.scored += scored
             point.ms += ms
             point.examples += 1
 

@@ -132,11 +132,11 @@ def test_a_stopped_run_costs_nothing_more() -> None:
     """The gate rejects the second iteration: the third point is the second's."""
     usage = {"prompt_tokens": 10, "completion_tokens": 5}
     iterations = [
-        {"text": GOOD, "accepted": True, "usage": usage, "ms": 2.0},
-        {"text": BAD, "accepted": False, "usage": usage, "ms": 3.0},
+        {"text": GOOD, "accepted": True, "usage": usage, "score_tokens": 100, "ms": 2.0},
+        {"text": BAD, "accepted": False, "usage": usage, "score_tokens": 50, "ms": 3.0},
     ]
     points = Points()
     points.add("pit", PROMPT, {"reference": BAD, "iterations": iterations})
     found = [points.found["pit", number].mean() for number in range(1, ITERATIONS + 1)]
-    assert [(one["tokens"], one["ms"]) for one in found] == [(15, 2), (30, 5), (30, 5)]
+    assert [(one["tokens"], one["ms"]) for one in found] == [(115, 2), (180, 5), (180, 5)]
     assert {one["gold"] for one in found} == {gold_score(PROMPT, GOOD)}
