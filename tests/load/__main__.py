@@ -9,6 +9,7 @@ error in a measurement is one.
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "demo", help="a run of make demo")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "bench", help="where figures go")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # servers are ended then too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     given.output.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 160)

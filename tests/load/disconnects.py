@@ -17,11 +17,10 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from app.engines.base import Comparison, Scorer, Scores
-from app.engines.vllm import VllmEngine
 from app.runtime import Served, start_models
 from app.settings import Settings
 from tests.load.figures import Bar, Result, spread
-from tests.load.inside import serving
+from tests.load.inside import engines_of, serving
 from tests.load.processes import LoadError
 from tests.tiny import make_tiny_checkpoint
 
@@ -196,8 +195,8 @@ async def the_place(directory: Path) -> AsyncIterator[Place]:
     gap = make_tiny_checkpoint(directory / "gap", "gap_reward", seed=2)
     served = await start_models(Settings(policy=both, gap_reward=gap, max_num_seqs=SLOTS))
     try:
-        engine, scorer = served.models.policy, served.models.scorer
-        assert isinstance(engine, VllmEngine) and scorer is not None
+        (engine,), scorer = engines_of(served), served.models.scorer
+        assert scorer is not None
         slow = SlowScorer(scorer)
         models = replace(served.models, scorer=slow)
         async with serving(Served(models, served.close, served.engine_version)) as (url, app):

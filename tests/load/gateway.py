@@ -18,7 +18,7 @@ from tests.load.figures import Bar, Result, Spread, ratios, spread
 from tests.load.inside import drive
 from tests.load.processes import Server, free_port, server
 
-USERS, REQUESTS, ROUNDS = 8, 300, 5
+USERS, REQUESTS, ROUNDS = 8, 100, 5
 KINDS: dict[Kind, str] = {"chat": "unary", "chat-stream": "stream of 16"}
 IMPROVE_TURN = "Please improve your answer."
 UPSTREAM = ("--length", "16", "--delay-ms", "10", "--token-ms", "2")

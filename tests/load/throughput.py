@@ -22,6 +22,7 @@ from app.runtime import Served, start_models
 from app.settings import Settings
 from tests.load.figures import Bar, Result, ratios, spread
 from tests.load.inside import drive, engines_of, serving
+from tests.load.processes import LoadError
 from training.synthetic import make_pairs
 
 USERS, RUNS, ROUNDS = 32, 128, 4
@@ -112,6 +113,8 @@ async def _measure(served: Served, rounds: int, count: int) -> Result:
                     found.setdefault(f"improve, scoring {name}", []).append(_row(figures, before, after))
                 # The first run of each user is a warm-up, which the figures leave out too.
                 recorded = list(runs.values())[USERS:]
+                if len(recorded) != count:
+                    raise LoadError(f"throughput: {len(recorded)} runs were recorded of {count}")
                 for engine in engines:
                     await engine._llm.reset_prefix_cache()
                 before = machine.read()
