@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from app.bench import Kind, Load
-from app.engines.supervise import Supervised
+from app.engines.supervise import SupervisedEngine
 from app.engines.vllm import VllmEngine
 from app.main import create_app
 from app.runtime import Served
@@ -47,7 +47,7 @@ def engines_of(served: Served) -> list[VllmEngine]:
     """The vLLM engines of a server, each once, without what watches over them. Raises `LoadError`."""
     found: dict[int, VllmEngine] = {}
     for engine in (served.models.policy, served.models.improver):
-        inner = engine.engine if isinstance(engine, Supervised) else engine
+        inner = engine.engine if isinstance(engine, SupervisedEngine) else engine
         if not isinstance(inner, VllmEngine):
             raise LoadError(f"this measurement needs vLLM in the process, and found {type(inner).__name__}")
         found[id(inner)] = inner
