@@ -52,8 +52,11 @@ async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Async
         return Served(served.models, close, served.engine_version)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, factory), log_level="error"))
+    app = create_app(settings, factory)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     task = asyncio.create_task(server.serve(sockets=[listener]))
+    async with asyncio.timeout(60):  # opening the store takes a moment
+        await app.state.runtime.settled.wait()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     await task

@@ -36,7 +36,10 @@ async def serving(served: Served, **settings: Any) -> AsyncIterator[tuple[str, A
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(60):
+            await app.state.runtime.settled.wait()
+            while (await app.state.runtime.not_ready_because()) or not server.started:
+                await asyncio.sleep(0.05)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", app
     finally:
         server.should_exit = True
