@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help setup demo test lint format types check bench bench-training pins clean distclean
+.PHONY: help setup demo test lint format types check evaluate bench bench-training pins clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,8 +38,11 @@ types: setup  ## mypy, strict
 check: lint types  ## lint, types and the fast tests
 	$(BIN)/pytest -m "not engine and not slow"
 
-bench: setup  ## evaluate the checkpoints of the demo with its gold scorer
+evaluate: setup  ## evaluate the checkpoints of the demo with its gold scorer
 	$(BIN)/pit-train evaluate training/configs/demo.yaml
+
+bench: setup  ## the load bench: the server against its peers and its bars (BENCH="gateway race" picks; peers: first time 1 GB)
+	$(BIN)/python -m tests.load $(BENCH)
 
 bench-training: setup  ## training stages beside plain TRL: tokens a second, memory (about ten minutes)
 	$(BIN)/python scripts/bench_training.py
@@ -51,5 +54,5 @@ clean:  ## remove caches and build outputs; keeps .venv and runs/
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find app training tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## also remove .venv and runs/ (the trained checkpoints)
-	rm -rf .venv runs
+distclean: clean  ## also remove .venv, .bench (the peers) and runs/ (the trained checkpoints)
+	rm -rf .venv .bench runs

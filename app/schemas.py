@@ -12,6 +12,9 @@ from app.improve.keep import Keep, LengthRatio, LengthUnit
 from app.improve.options import Options, ScoringMode
 from app.improve.turns import DEFAULT_RUBRIC, StrategyName
 
+UNWATCHED = 8
+"""Tokens of a piece where nobody reads along: every piece passes the loop and the record of the run."""
+
 
 class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -148,7 +151,8 @@ class ImproveRequest(LoopOptions, SamplingOptions):
 
     def options(self) -> Options:
         options = make_options(self.messages, self, self, self.max_tokens, self.reference)
-        return replace(options, edits=self.view == "edits")
+        interval = 1 if self.stream else UNWATCHED
+        return replace(options, edits=self.view == "edits", stream_interval=interval)
 
 
 class ScoreRequest(RequestModel):

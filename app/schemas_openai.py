@@ -1,6 +1,7 @@
 """Requests of the OpenAI-compatible endpoints. docs/openai.md says of every parameter what it does here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -10,6 +11,7 @@ from app.engines.base import Constraint, Message, Sampling, Tools
 from app.errors import BadRequest
 from app.improve.options import Options
 from app.schemas import (
+    UNWATCHED,
     ChatMessage,
     KeepOptions,
     LoopOptions,
@@ -203,6 +205,7 @@ class GenerationRequest(SamplingOptions):
             logit_bias=self.logit_bias or None,
             logprobs=logprobs,
             constraint=self.response_format.constraint() if self.response_format else None,
+            stream_interval=1 if self.stream else UNWATCHED,
         )
 
     def check(self) -> None:
@@ -282,7 +285,9 @@ class ChatCompletionRequest(GenerationRequest):
             ChatMessage.model_construct(role=roles.get(turn.role, turn.role), content=turn.content or "")
             for turn in turns
         ]
-        return make_options(messages, self._loop_options(), self, self.limit, reference)
+        options = make_options(messages, self._loop_options(), self, self.limit, reference)
+        # What `pit` streams is the finished response.
+        return replace(options, stream_interval=UNWATCHED)
 
     def _loop_options(self) -> LoopOptions:
         """The `pit` object; a response_format is one more thing that every response must keep to."""

@@ -109,7 +109,7 @@ HOSTS = [
 MACHINE = [f"/{top}/" for top in ("work", "opt", "root")]
 FORBIDDEN = [".".join(parts) for parts in HOSTS] + MACHINE + ["file:" + "//"]
 
-LEFT_OUT = {".git", ".venv", "runs", "build", "dist", "__pycache__"}
+LEFT_OUT = {".git", ".venv", ".bench", "runs", "build", "dist", "__pycache__"}
 
 
 def project_files() -> Iterator[Path]:

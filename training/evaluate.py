@@ -194,7 +194,13 @@ async def _collect(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
+    # An idle connection is given up before a server closes it (uvicorn's default: 5 s): a request that meets
+    # the closing breaks, and cannot be sent again without knowing whether it was begun.
+    limits = httpx.Limits(
+        max_connections=options.concurrency,
+        max_keepalive_connections=options.concurrency,
+        keepalive_expiry=2.0,
+    )
     timeout = httpx.Timeout(options.deadline_s, connect=5.0)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as http:
         client = Client(http, options.deadline_s)

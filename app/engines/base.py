@@ -70,6 +70,8 @@ class Sampling:
     logit_bias: Mapping[int, float] | None = None
     logprobs: int | None = None
     constraint: Constraint | None = None
+    stream_interval: int = 1
+    """Tokens of a piece, at most; more than 1 where nobody reads along. The first comes alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ def sampling_params(
             structured_outputs=structured_outputs or constrained(sampling.constraint),
             skip_special_tokens=skip_special_tokens,
             output_kind=RequestOutputKind.DELTA,
+            stream_interval=sampling.stream_interval,
             **optional,
         )
     except (VLLMClientError, ValueError) as error:

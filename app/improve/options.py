@@ -46,6 +46,7 @@ class Options:
 
     `deadline_s` counts from the start of the run; `max_total_tokens` covers drafting, improving and scoring.
     `edits`: the result says how it differs from the reference, and each iteration from its baseline.
+    `stream_interval`: as `Sampling` has it.
     """
 
     messages: tuple[Message, ...]
@@ -66,6 +67,7 @@ class Options:
     rubric: str = DEFAULT_RUBRIC
     keep: Keep | None = None
     edits: bool = False
+    stream_interval: int = 1
 
 
 def draw_seed() -> int:

@@ -55,6 +55,7 @@ class Prompts:
             seed=derive_seed(options.seed, index, candidate, phase),
             stop=options.stop,
             constraint=None if schema is None else Constraint(schema),
+            stream_interval=options.stream_interval,
         )
 
     async def check_room(self, turn: Turn, blame: str) -> tuple[int, int]:

@@ -107,12 +107,23 @@ async def test_sampling_reaches_the_engine(serve: Serve) -> None:
     sampling = engine.samplings[-1]
     assert sampling.constraint is not None and sampling.constraint.schema == schema
     assert replace(sampling, constraint=None) == Sampling(
-        6, 0.4, 0.9, 7, 1.1, 5, ("zz",), 0.5, -0.5, {3: 1.5}, 2, None
+        6, 0.4, 0.9, 7, 1.1, 5, ("zz",), 0.5, -0.5, {3: 1.5}, 2, None, 8
     )
     await post(client, CHAT, POLICY | {"response_format": {"type": "json_object"}})
     assert engine.samplings[-1].constraint is not None and engine.samplings[-1].constraint.schema is None
     await post(client, CHAT, POLICY | {"response_format": {"type": "text"}, "top_k": -1})
     assert [engine.samplings[-1].constraint, engine.samplings[-1].top_k] == [None, None]
+
+
+async def test_only_who_reads_along_is_sent_every_token(serve: Serve) -> None:
+    """Tokens come eight at a time from the engine where the answer is sent whole."""
+    engine = FakeEngine()
+    client = await serve(fake_models(policy=engine, improver=engine))
+    for stream, interval in ((True, 1), (False, 8)):
+        for path, body in ((CHAT, POLICY), ("/v1/improve", {"messages": POLICY["messages"]})):
+            engine.samplings.clear()
+            (await client.post(path, json=body | {"stream": stream})).raise_for_status()
+            assert {sampling.stream_interval for sampling in engine.samplings} == {interval}
 
 
 async def test_calls_of_tools_are_given_whole_and_in_pieces(serve: Serve) -> None:

@@ -175,6 +175,19 @@ async def test_a_closed_engine_says_so(request: pytest.FixtureRequest) -> None:
         await generate(fake)
 
 
+@pytest.mark.engine
+async def test_pieces_of_many_tokens_are_the_same_text(real_engine: VllmEngine) -> None:
+    """The first token alone, then eight at a time; nothing of the text or the count is lost."""
+    alone = await generate(real_engine, max_tokens=40, seed=3, temperature=1.5)
+    pieces = await generate(real_engine, max_tokens=40, seed=3, temperature=1.5, stream_interval=8)
+    assert text_of(pieces) == text_of(alone)
+    count = sum(delta.tokens for delta in alone)
+    assert sum(delta.tokens for delta in pieces) == count
+    assert pieces[0].tokens == 1
+    assert len(pieces) <= 2 + count // 8
+    assert pieces[-1].finish_reason == alone[-1].finish_reason
+
+
 async def test_special_tokens_are_counted_and_not_shown(vllm_engine: Engine) -> None:
     """A random model ends at some point: its end token is a token, and no text."""
     for seed in range(60):

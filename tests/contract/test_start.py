@@ -2,6 +2,7 @@
 serve`."""
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -72,7 +73,7 @@ async def test_a_golden_sample_that_differs_stops_the_start(
 
 def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
     """The command itself: /health/live at once, ready later, an improvement, SIGTERM, status 0, no process
-    left."""
+    left. A connection that idles meanwhile stays open: clients' pools keep theirs for 5 s and more."""
     command = [
         sys.executable, "-m", "app.cli", "serve", "--port", "0",
         "--policy", str(checkpoints["both"]), "--gap-reward", str(checkpoints["gap"]),
@@ -88,7 +89,12 @@ def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
         wait_for(f"{url}/health/live", 10)
         early = httpx.get(f"{url}/health/ready", timeout=10)
         assert (early.status_code, early.json()["reasons"]) == (503, ["the models are starting"])
+        idle = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        idle_since = time.monotonic()
+        assert status_of(idle) == 200
         wait_for(f"{url}/health/ready", 150)
+        time.sleep(max(0.0, idle_since + 6 - time.monotonic()))
+        assert status_of(idle) == 200
         engines = engine_processes(server.pid)
         assert len(engines) == 1
         improve = [
@@ -113,6 +119,14 @@ def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
         if server.poll() is None:
             server.kill()
             server.wait()
+
+
+def status_of(connection: http.client.HTTPConnection) -> int:
+    """Of a request on this connection; raises where the server has closed it."""
+    connection.request("GET", "/health/live")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
 
 
 def wait_for(url: str, seconds: float) -> None:
