@@ -63,13 +63,26 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error  [default: warning]")
     ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json  [default: text]")] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option("--access-log/--no-access-log", help="A line in the log a request  [default: yes]"),
+    ] = None,
+    engine_metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--engine-metrics/--no-engine-metrics", help="vLLM's own metrics at /metrics too  [default: yes]"
+        ),
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send traces there (OTLP over HTTP)  [default: none]")
+    ] = None,
 ) -> None:
     """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/score, /health/ready, /metrics."""
-    import logging
-
     from rich.console import Console
 
     from app.errors import CheckpointError
+    from app.logs import configure_logging
     from app.server import serve as run_server
     from app.settings import SettingsError, load_settings
 
@@ -78,7 +91,7 @@ def serve(
     }
     try:
         settings = load_settings(config, **given)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        configure_logging(settings)
         status = run_server(settings, Console())
     except (SettingsError, CheckpointError) as error:
         raise fail(str(error)) from None

@@ -1,8 +1,10 @@
 """`create_app`: wiring and lifespan, nothing else."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,20 +15,25 @@ from app import __version__
 from app.api import health, improve, openai
 from app.errors import AppError, BadRequest, from_status
 from app.middleware import RequestContext, error_response
-from app.runtime import ModelFactory, Runtime, start_models
+from app.observe import observed
+from app.runtime import ModelFactory, Runtime, Served, start_models
 from app.settings import Settings
 from app.telemetry import Telemetry
+from app.tracing import OpenTelemetryTracer
 
 
 def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
     """The ASGI application. `factory` starts the models; the server answers /health while it does."""
-    runtime, telemetry = Runtime(settings, factory), Telemetry()
+    telemetry = Telemetry()
+    runtime = Runtime(settings, _observing(factory, telemetry))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
         yield
         await runtime.stop()
+        if isinstance(telemetry.tracer, OpenTelemetryTracer):
+            await asyncio.to_thread(telemetry.tracer.close)
 
     app = FastAPI(
         title="pit-serve",
@@ -43,6 +50,19 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     for module in (improve, openai, health):
         app.include_router(module.router)
     return app
+
+
+def _observing(factory: ModelFactory, telemetry: Telemetry) -> ModelFactory:
+    """The factory, whose models are measured. Traces begin once the models are up: a process that has threads
+    should not fork."""
+
+    async def start(settings: Settings) -> Served:
+        served = await factory(settings)
+        if settings.otlp_endpoint and telemetry.tracer is None:
+            telemetry.tracer = OpenTelemetryTracer(settings)
+        return replace(served, models=observed(served.models, telemetry))
+
+    return start
 
 
 async def _app_error(_: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+from prometheus_client import CollectorRegistry
+
 from app.checkpoint import Checkpoint, Flag, read_checkpoint
 from app.engines import golden
 from app.engines.base import Engine
@@ -26,6 +28,8 @@ class Served:
     models: Models
     close: Callable[[], Awaitable[None]]
     engine_version: str = ""
+    engine_metrics: CollectorRegistry | None = None
+    """What the engines count themselves."""
 
     def names(self) -> dict[str, str]:
         """The checkpoints, by what they do."""
@@ -118,7 +122,7 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
         raise
     by_flag = {flag: engines[c.identity] for flag, c in checkpoints.items() if flag != "gap_reward"}
     models = Models(policy=by_flag.get("policy"), improver=by_flag.get("improver"), scorer=scorer)
-    return Served(_with_manifests(models, checkpoints), close, version)
+    return Served(_with_manifests(models, checkpoints), close, version, starter.metrics)
 
 
 def _with_manifests(models: Models, checkpoints: dict[Flag, Checkpoint]) -> Models:

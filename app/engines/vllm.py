@@ -22,11 +22,15 @@ import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from app.checkpoint import Checkpoint, SamplingDefaults
 from app.engines.base import Delta, Message, Prompt, Sampling, Tools
 from app.engines.chat import ChatEncoder
+from app.engines.vllm_metrics import stat_logger
 from app.errors import BadRequest, CheckpointError, EngineFailed
 from app.settings import Settings
 
@@ -273,6 +277,9 @@ class EngineStarter:
         self._settings = settings
         self._starting = threading.Lock()
         self._ended = threading.Event()
+        self.metrics = CollectorRegistry() if settings.engine_metrics else None
+        """What the engines count, each under its model's name."""
+        self._names: dict[str, list[Path]] = {}
 
     async def start(self, checkpoint: Checkpoint) -> VllmEngine:
         """Build the engine of a checkpoint. Raises `CheckpointError`."""
@@ -324,7 +331,9 @@ class EngineStarter:
             config = AsyncEngineArgs(**self._arguments(checkpoint)).create_engine_config()
             # The CPU platform asks for "spawn" in every new configuration.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = self._settings.engine_start
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            if self.metrics is None:
+                return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(config, stat_loggers=[stat_logger(self.metrics)])
         finally:
             _after_fork_in_parent()  # nothing was forked: spawned, or failed before
 
@@ -338,6 +347,7 @@ class EngineStarter:
             dtype = "float32" if on_cpu else checkpoint.dtype
         arguments: dict[str, Any] = {
             "model": str(checkpoint.path),
+            "served_model_name": self._name(checkpoint),
             "max_model_len": checkpoint.context_length(self._settings.max_model_len),
             "dtype": dtype,
             "max_num_seqs": self._settings.max_num_seqs,
@@ -349,3 +359,12 @@ class EngineStarter:
         if on_cpu:
             return arguments | {"enforce_eager": True, "block_size": BLOCK_SIZE}
         return arguments | {"gpu_memory_utilization": self._settings.gpu_memory_utilization}
+
+    def _name(self, checkpoint: Checkpoint) -> str:
+        """The label of the engine's metrics: the directory's name, with a number where two have the same."""
+        name = checkpoint.path.name
+        paths = self._names.setdefault(name, [])
+        if checkpoint.path not in paths:
+            paths.append(checkpoint.path)
+        number = paths.index(checkpoint.path)
+        return f"{name}-{number + 1}" if number else name
