@@ -1,6 +1,8 @@
-"""`pit`: serve, improve, version. Everything slow is imported inside the command that needs it."""
+"""`pit`: serve, improve, doctor, version. Everything slow is imported inside the command that needs it."""
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,6 +148,41 @@ def improve(
         improve_in_terminal(url, {key: value for key, value in body.items() if value is not None}, as_json)
     except ServerError as error:
         raise fail(str(error), status=1) from None
+
+
+def _doctor(
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Start the engines too, and try their golden samples.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    **given: Any,
+) -> None:
+    """Check the machine, the packages, the checkpoints and the settings for pit serve, and say what to mend.
+
+    Takes the options of pit serve. Exit status 1: something has to be mended.
+    """
+    from rich.console import Console
+
+    from app.doctor import examine
+    from app.doctor.report import show
+
+    healthy = show(examine(config, given, run_engines=deep), Console(), as_json)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _with_the_options_of(command: Callable[..., None], function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the parameters of `command` in place of its **keywords, for Typer to read."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {parameter.name for parameter in own}
+    others = [p for p in inspect.signature(command).parameters.values() if p.name not in taken]
+    parameters = [*others, *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
+
+
+app.command("doctor")(_with_the_options_of(serve, _doctor))
 
 
 @app.command()

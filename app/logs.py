@@ -82,6 +82,10 @@ class TextFormatter(_QuietFormatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # what another formatter made of the exception
+        return super().format(record)
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
         fields: dict[str, Any] = getattr(record, "fields", {})

@@ -2,7 +2,7 @@
 
     python -m tests.load.in_process [--requests 2000] [--rounds 5]
 
-Prints the median CPU time of a request, for each kind, in microseconds. Two commits are compared by running it
+Prints the median CPU time of a request of each kind, in microseconds. Two commits are compared by running it
 in both, one after the other: middleware, metrics and logs are in it, HTTP parsing is not.
 """
 
