@@ -1,11 +1,13 @@
 """Prometheus metrics, all named pit_*, and the spans of runs. No label, no value and no attribute is taken
 from a prompt or a response. docs/telemetry.md explains every one of them."""
 
+import functools
 import logging
 import time
 import traceback
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,6 +28,7 @@ from app.improve.events import (
     IterationAccepted,
     IterationRejected,
     IterationStarted,
+    OutputDelta,
     RunCompleted,
     RunCreated,
     RunFailed,
@@ -36,6 +39,7 @@ from app.improve.loop import ImprovementRun
 from app.observe import RequestState, Span, Tracer, current
 
 log = logging.getLogger(__name__)
+Metrics = TypeVar("Metrics", Counter, Gauge, Histogram)
 # The time a series was created doubles the output and tells an operator nothing.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -48,6 +52,13 @@ def log_failure(what: str, error: BaseException) -> None:
     log.error(
         "%s failed: %s\n%s", what, type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__))
     )
+
+
+def _quick(metric: Metrics) -> Metrics:
+    """The metric, whose series are looked up without a lock: a request does it thirty times. Labels take few
+    values, so that all of them can be kept."""
+    metric.labels = functools.cache(metric.labels)  # type: ignore[method-assign]
+    return metric
 
 
 class _EventLoopTime(Collector):
@@ -77,15 +88,15 @@ class Telemetry:
         self.registry.register(_EventLoopTime())
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        return _quick(Counter(name, text, labels, registry=self.registry))
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+        return _quick(Gauge(name, text, labels, registry=self.registry))
 
     def _histogram(
         self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float] = SECONDS
     ) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        return _quick(Histogram(name, text, labels, buckets=buckets, registry=self.registry))
 
     def _define_requests(self) -> None:
         self.requests = self._counter("pit_requests", "HTTP requests", ["route", "method", "status"])
@@ -173,9 +184,10 @@ class Telemetry:
         try:
             async with aclosing(run.events()) as events:
                 async for event in events:
-                    self._count_event(strategy, event, state)
-                    if spans:
-                        spans.follow(event)
+                    if type(event) is not OutputDelta:  # the one that comes a hundred times
+                        self._count_event(strategy, event, state)
+                        if spans:
+                            spans.follow(event)
                     yield event
         finally:
             self._count_usage(run.usage)
