@@ -30,8 +30,9 @@ def configure_logging(settings: Settings) -> None:
     for name in ("app", "uvicorn"):
         logging.getLogger(name).setLevel(level)
     access.setLevel(logging.INFO if settings.access_log else logging.CRITICAL)
-    # vLLM would bring a handler and a format of its own.
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
+    # vLLM would bring a handler and a format of its own, unless somebody has configured those.
+    if "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
+        os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
 
 

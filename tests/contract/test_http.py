@@ -2,6 +2,7 @@
 leaves."""
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator
@@ -12,6 +13,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.engines.vllm import VllmEngine
 from app.main import create_app
@@ -30,7 +32,7 @@ async def url(served: Served) -> AsyncGenerator[str, None]:
         """The engine goes on: other tests use it."""
 
     async def factory(_: Settings) -> Served:
-        return Served(served.models, close, served.engine_version)
+        return Served(served.models, close, served.engine_version, served.engine_metrics)
 
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(Settings(), factory), log_level="error"))
@@ -168,4 +170,10 @@ async def test_metrics_after_all_this(http: httpx.AsyncClient, checkpoints: dict
     text = (await http.get("/metrics")).text
     assert "pit_requests_in_flight 1.0" in text
     assert 'pit_tokens_total{kind="completion",phase="improve"}' in text
+    assert re.search(r'pit_first_token_seconds_count{model="both",phase="improve"} [1-9]', text)
+    # vLLM's own beside them; the two agree on how many generations there were.
+    assert re.search(r'vllm:generation_tokens_total{engine="0",model_name="both"} [1-9]', text)
+    assert re.search(r'vllm:prefix_cache_hits_total{engine="0",model_name="both"} [1-9]', text)
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families), "no family twice"
     assert (await http.get("/version")).json()["engine"] == "0.32.0"

@@ -41,12 +41,23 @@ async def only_these_are_left(before: set[int], seconds: float = 30) -> bool:
 async def test_two_engines_start_together_and_leave_nothing_behind(
     served: Served, checkpoints: dict[str, Path]
 ) -> None:
-    """Policy and improver with different weights; a closed engine says so."""
+    """Policy and improver with different weights, each counted under its name; a closed engine says so."""
     before = engine_processes()
     pair = await start_models(Settings(policy=checkpoints["both"], improver=checkpoints["improver"]))
     assert len(engine_processes() - before) == 2
     policy, improver = pair.models.policy, pair.models.improver
     assert policy is not None and improver is not None and policy is not improver
+    assert pair.engine_metrics is not None
+    for model in (policy, improver):
+        async for _ in model.generate(Prompt([3, 10, 1, 4], 4), Sampling(max_tokens=3)):
+            pass
+    counted = {
+        name: pair.engine_metrics.get_sample_value(
+            "vllm:prompt_tokens_total", {"model_name": name, "engine": "0"}
+        )
+        for name in ("both", "improver")
+    }
+    assert all(tokens and tokens >= 4 for tokens in counted.values()), counted
     await pair.close()
     assert await only_these_are_left(before)
     with pytest.raises(EngineFailed):
