@@ -1,4 +1,5 @@
-"""`pit`: serve, improve, doctor, version. Everything slow is imported inside the command that needs it."""
+"""`pit`: serve, improve, doctor, runs, replay, db, version. Everything slow is imported inside the command
+that needs it."""
 
 import inspect
 import sys
@@ -62,6 +63,26 @@ def serve(
         bool | None,
         typer.Option("--verify/--no-verify", help="Check hashes and golden samples  [default: verify]"),
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where runs are kept: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME, or none"
+            "  [default: a file in ~/.local/state/pit-serve]",
+        ),
+    ] = None,
+    store: Annotated[
+        bool | None,
+        typer.Option("--store/--no-store", help="Keep runs whose request does not say  [default: store]"),
+    ] = None,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="vLLM's parser of tool calls, as hermes  [default: no tools]"),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="One more name of model policy or pit; may be repeated."),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error  [default: warning]")
     ] = None,
@@ -80,10 +101,11 @@ def serve(
         str | None, typer.Option(metavar="URL", help="Send traces there (OTLP over HTTP)  [default: none]")
     ] = None,
 ) -> None:
-    """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/score, /health/ready, /metrics."""
+    """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/completions, /v1/score,
+    /health/ready, /metrics."""
     from rich.console import Console
 
-    from app.errors import CheckpointError
+    from app.errors import CheckpointError, StoreError
     from app.logs import configure_logging
     from app.server import serve as run_server
     from app.settings import SettingsError, load_settings
@@ -95,7 +117,7 @@ def serve(
         settings = load_settings(config, **given)
         configure_logging(settings)
         status = run_server(settings, Console())
-    except (SettingsError, CheckpointError) as error:
+    except (SettingsError, CheckpointError, StoreError) as error:
         raise fail(str(error)) from None
     raise typer.Exit(status)
 
@@ -183,6 +205,66 @@ def _with_the_options_of(command: Callable[..., None], function: Callable[..., N
 
 
 app.command("doctor")(_with_the_options_of(serve, _doctor))
+
+
+@app.command()
+def runs(
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    after: Annotated[str | None, typer.Option(metavar="RUN", help="Only runs before this one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")] = False,
+) -> None:
+    """List the latest stored runs."""
+    from app.replay import list_runs
+    from app.terminal import ServerError
+
+    try:
+        list_runs(url, limit, after, as_json)
+    except ServerError as error:
+        raise fail(str(error), status=1) from None
+
+
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a stored run (pit runs lists them).")],
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the difference as JSON.")] = False,
+) -> None:
+    """Run a stored run again with its seed and show the difference. Exit status 0: identical; 1: it differs;
+    2: it could not be run."""
+    from app.replay import replay_in_terminal
+    from app.terminal import ServerError
+
+    try:
+        identical = replay_in_terminal(url, run, as_json)
+    except ServerError as error:
+        raise fail(str(error)) from None
+    raise typer.Exit(0 if identical else 1)
+
+
+db = typer.Typer(help="The database of stored runs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(db, name="db")
+
+
+@db.command()
+def upgrade(
+    database: Annotated[
+        str | None, typer.Option(metavar="URL", help="The database  [default: the setting's]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")] = None,
+) -> None:
+    """Bring the database's schema to this version. pit serve does it itself where the database is SQLite."""
+    import asyncio
+
+    from app.errors import StoreError
+    from app.settings import SettingsError, load_settings
+    from app.store.database import upgrade_database
+
+    try:
+        settings = load_settings(config, database=database)
+        typer.echo(asyncio.run(upgrade_database(settings.database)))
+    except (SettingsError, StoreError) as error:
+        raise fail(str(error)) from None
 
 
 @app.command()

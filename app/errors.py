@@ -14,6 +14,7 @@
     ├── DeadlineExceeded        504  timeout_error
     └── EngineFailed            500  engine_error
     CheckpointError             start-up only: never reaches a client
+    StoreError                  start-up only, too
 
 A message says what, which value, and what to do. It holds neither the text of another exception nor any
 part of a prompt: whoever raises one of these writes the message for the client's eyes.
@@ -108,6 +109,10 @@ class EngineFailed(AppError):
 
 class CheckpointError(Exception):
     """A checkpoint directory that cannot be served. The message says what, which value, and what to do."""
+
+
+class StoreError(Exception):
+    """A database that cannot be used. The message says what, which value, and what to do."""
 
 
 INTERNAL_ERROR_MESSAGE = (

@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.api import health, improve, openai
+from app.api import chat, completions, health, improve, models, runs
 from app.errors import AppError, BadRequest, from_status
 from app.middleware import RequestContext, error_response
 from app.observe import observed
+from app.runs import Runs
 from app.runtime import ModelFactory, Runtime, Served, start_models
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -23,14 +24,26 @@ from app.tracing import OpenTelemetryTracer
 
 
 def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
-    """The ASGI application. `factory` starts the models; the server answers /health while it does."""
+    """The ASGI application. `factory` starts the models; the server answers /health while it does.
+
+    Raises `StoreError` for a database that cannot be used.
+    """
     telemetry = Telemetry()
-    runtime = Runtime(settings, _observing(factory, telemetry))
+    kept = Runs(settings, telemetry)
+    measured = _observing(factory, telemetry)
+
+    async def start(settings: Settings) -> Served:
+        if kept.store:
+            await kept.store.open()
+        return await measured(settings)
+
+    runtime = Runtime(settings, start)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
         yield
+        await kept.stop()
         await runtime.stop()
         if isinstance(telemetry.tracer, OpenTelemetryTracer):
             await asyncio.to_thread(telemetry.tracer.close)
@@ -43,11 +56,12 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
+    app.state.runs = kept
     app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, openai, health):
+    for module in (improve, runs, chat, completions, models, health):
         app.include_router(module.router)
     return app
 
@@ -63,6 +77,9 @@ def _observing(factory: ModelFactory, telemetry: Telemetry) -> ModelFactory:
         return replace(served, models=observed(served.models, telemetry))
 
     return start
+
+
+TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
 
 
 async def _app_error(_: Request, error: Exception) -> Response:
@@ -82,7 +99,11 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     """The first thing that is wrong with the body, with the field's name and without its value."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    kind, place = first["type"], [str(part) for part in first["loc"] if part != "body"]
+    # A place begins with where it is: body, query or path.
+    kind, place = first["type"], [str(part) for part in first["loc"][1:]]
+    if kind != "extra_forbidden":
+        # Where a field takes several types, the place ends with the type that was tried.
+        place = [part for part in place if part not in TYPE_NAMES and "[" not in part]
     if kind == "json_invalid":
         return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
     name = _printable(".".join(place)) or None

@@ -5,15 +5,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from app.checkpoint import Checkpoint, Flag, read_checkpoint
 from app.engines import golden
 from app.engines.base import Engine
+from app.engines.supervise import SupervisedEngine, Timing
 from app.engines.transformers_scorer import TransformersScorer
 from app.engines.vllm import EngineStarter, VllmEngine, import_engine, prepare_environment
-from app.errors import AppError, CheckpointError, Overloaded
+from app.errors import AppError, CheckpointError, Overloaded, StoreError
 from app.improve.gate import GapCalibration
 from app.improve.options import Models
 from app.settings import Settings
@@ -91,10 +93,11 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
     version = await asyncio.to_thread(import_engine)
     starter = EngineStarter(settings)
     engines: dict[str, VllmEngine] = {}
+    supervised: dict[str, SupervisedEngine] = {}
     scorer: TransformersScorer | None = None
 
     async def close() -> None:
-        await asyncio.gather(*(engine.close() for engine in engines.values()))
+        await asyncio.gather(*(engine.close() for engine in (supervised or engines).values()))
         if scorer:
             await scorer.close()
         starter.close()
@@ -120,13 +123,41 @@ async def start_models(settings: Settings, checkpoints: dict[Flag, Checkpoint] |
     except BaseException:
         await close()
         raise
-    by_flag = {flag: engines[c.identity] for flag, c in checkpoints.items() if flag != "gap_reward"}
+    for identity, checkpoint in generating.items():
+        build = partial(_build_again, starter, checkpoint, settings)
+        supervised[identity] = SupervisedEngine(engines[identity], build, timing(settings))
+    by_flag = {flag: supervised[c.identity] for flag, c in checkpoints.items() if flag != "gap_reward"}
     models = Models(policy=by_flag.get("policy"), improver=by_flag.get("improver"), scorer=scorer)
     return Served(_with_manifests(models, checkpoints), close, version, starter.metrics)
 
 
+async def _build_again(starter: EngineStarter, checkpoint: Checkpoint, settings: Settings) -> Engine:
+    """A new engine in place of one that ended. Spawned: a process that has computed must not fork."""
+    engine = await starter.start(checkpoint, method="spawn")
+    try:
+        if settings.verify:
+            flag: Flag = "policy"
+            await _verify({flag: checkpoint}, {checkpoint.identity: engine}, None)
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+def timing(settings: Settings) -> Timing:
+    """How the settings have engines supervised."""
+    return Timing(
+        watchdog_s=settings.watchdog_s,
+        probe_s=settings.probe_s,
+        restart_hung_s=settings.restart_hung_s,
+        first_delay_s=settings.restart_delay_s,
+    )
+
+
 def _with_manifests(models: Models, checkpoints: dict[Flag, Checkpoint]) -> Models:
-    """Add what the manifests say about the improve turn and the gap."""
+    """Add what the manifests say about the improve turn, the gap, and which files these are."""
+    known = {str(flag): c.manifest.content_hash for flag, c in checkpoints.items() if c.manifest}
+    models = replace(models, identities=known)
     if (improver := checkpoints.get("improver")) and improver.manifest:
         models = replace(models, improve_turn=improver.manifest.improve_turn or "")
     reward = checkpoints.get("gap_reward")
@@ -178,7 +209,7 @@ class Runtime:
         try:
             self.served = await self.factory(self.settings)
             self.ready_after_s = time.monotonic() - self._started
-        except CheckpointError as error:
+        except (CheckpointError, StoreError) as error:
             self.failure = str(error)
         except Exception as error:
             log.exception("start-up failed")
@@ -225,3 +256,13 @@ class Runtime:
             except AppError as error:
                 reasons.append(f"{name}: {error.message}")
         return reasons
+
+    async def degraded_because(self) -> list[str]:
+        """What does not work while the server can still answer, fit to be shown: best_effort goes without."""
+        scorer = self.served.models.scorer if self.served else None
+        try:
+            if scorer:
+                await scorer.check_health()
+        except AppError as error:
+            return [f"gap reward: {error.message}"]
+        return []

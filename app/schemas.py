@@ -1,11 +1,14 @@
 """Requests and responses of the HTTP interface. Unknown fields are refused, never ignored."""
 
+import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.engines.base import Message
 from app.improve.events import CandidateFinish, Scoring, StopReason
+from app.improve.keep import Keep, LengthRatio, LengthUnit
 from app.improve.options import Options, ScoringMode
 from app.improve.turns import DEFAULT_RUBRIC, StrategyName
 
@@ -49,7 +52,8 @@ class ChatMessage(RequestModel):
     content: Text | list[TextPart]
 
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """Parts are joined as vLLM joins them."""
+        return self.content if isinstance(self.content, str) else "\n".join(p.text for p in self.content)
 
 
 def _ends_with_user(messages: list[ChatMessage]) -> list[ChatMessage]:
@@ -62,6 +66,42 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=1000), Af
 StopText = Annotated[Text, Field(min_length=1, max_length=200)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=4)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class LengthRatioOptions(RequestModel):
+    """Bounds of the length of a candidate over the reference's."""
+
+    min: float | None = Field(default=None, ge=0, le=1000)
+    max: float | None = Field(default=None, gt=0, le=1000)
+    unit: LengthUnit = "characters"
+
+
+def _plain_json(schema: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise ValueError("nests too deep, or holds NaN or half a surrogate pair") from None
+    return schema
+
+
+class KeepOptions(RequestModel):
+    """What every accepted response must hold (docs/improve.md, "Must-keep constraints")."""
+
+    json_schema: Annotated[dict[str, Any], AfterValidator(_plain_json)] | None = None
+    quotes: list[Annotated[Text, Field(min_length=1)]] = Field(default=[], max_length=100)
+    quoted: bool = False
+    length_ratio: LengthRatioOptions | None = None
+
+    def keep(self) -> Keep | None:
+        """The core's constraints; None when there is none."""
+        ratio = self.length_ratio
+        keep = Keep(
+            self.json_schema,
+            tuple(self.quotes),
+            self.quoted,
+            None if ratio is None else LengthRatio(ratio.min, ratio.max, ratio.unit),
+        )
+        return None if keep == Keep() else keep
 
 
 class LoopOptions(RequestModel):
@@ -77,6 +117,7 @@ class LoopOptions(RequestModel):
     max_total_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
     rubric: Annotated[str, AfterValidator(_encodable), Field(min_length=1, max_length=4000)] = DEFAULT_RUBRIC
+    keep: KeepOptions | None = None
 
 
 class SamplingOptions(RequestModel):
@@ -98,37 +139,14 @@ class ImproveRequest(LoopOptions, SamplingOptions):
     messages: Messages
     reference: Annotated[Text, AfterValidator(_not_blank)] | None = None
     stream: bool = False
-    store: Literal[False] | None = None
+    store: bool | None = Field(default=None, description="keep the run; null: as the server is set")
     metadata: dict[str, Text] | None = Field(default=None, max_length=16)
 
-    def options(self) -> Options:
-        return make_options(self.messages, self, self, self.max_tokens, self.reference)
-
-
-class StreamOptions(RequestModel):
-    include_usage: bool = False
-
-
-class ChatCompletionRequest(SamplingOptions):
-    """`POST /v1/chat/completions`. What is not listed here is refused with its name."""
-
-    model: Literal["policy", "pit"]
-    messages: Messages
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
-    store: Literal[False] | None = None
-    metadata: dict[str, Text] | None = Field(default=None, max_length=16)
-    user: Text | None = None
-    pit: LoopOptions | None = None
+    view: Literal["text", "edits"] = Field(default="text", description="edits: differences too, as hunks")
 
     def options(self) -> Options:
-        limit = self.max_completion_tokens or self.max_tokens
-        return make_options(self.messages, self.pit or LoopOptions(), self, limit, None)
+        options = make_options(self.messages, self, self, self.max_tokens, self.reference)
+        return replace(options, edits=self.view == "edits")
 
 
 class ScoreRequest(RequestModel):
@@ -164,6 +182,7 @@ def make_options(
         seed=sampling.seed,
         stop=sampling.stops(),
         rubric=loop.rubric,
+        keep=loop.keep.keep() if loop.keep else None,
     )
 
 
@@ -180,9 +199,26 @@ class UsageOut(ResponseModel):
     total_tokens: int
 
 
+class ViolationOut(ResponseModel):
+    """A must-keep constraint that a text breaks, and how."""
+
+    constraint: str
+    message: str
+
+
+class HunkOut(ResponseModel):
+    """An edit: `before`, the characters [start, end) of the old text, becomes `after`."""
+
+    op: Literal["replace", "insert", "delete"]
+    start: int
+    end: int
+    before: str
+    after: str
+
+
 class IterationOut(ResponseModel):
-    """One iteration; `candidate` is the number of the chosen one, `usage` includes all of them and their
-    scores."""
+    """One iteration; `candidate` is the number of the chosen one. `usage` is what all candidates read and
+    wrote, `score_tokens` what the gap reward read."""
 
     index: int
     text: str
@@ -192,11 +228,15 @@ class IterationOut(ResponseModel):
     finish_reason: CandidateFinish | None
     candidate: int
     usage: TokenCountOut
+    score_tokens: int
     ms: float
+    violations: list[ViolationOut] = []
+    edits: list[HunkOut] | None = None
 
 
 class Improvement(ResponseModel):
-    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object` and `metadata`."""
+    """The answer of `/v1/improve`; the fields of `Result` in the core, with `object`, `metadata` and whether
+    the run is stored. `identities` are content hashes of the models, where their manifests hold one."""
 
     id: str
     object: Literal["improvement"] = "improvement"
@@ -209,9 +249,46 @@ class Improvement(ResponseModel):
     stop_reason: StopReason
     usage: UsageOut
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
+    seed: int
     ms: float
+    violations: list[ViolationOut] = []
+    edits: list[HunkOut] | None = None
     metadata: dict[str, str] | None = None
+    stored: bool = False
+
+
+class RunSummary(ResponseModel):
+    """A stored run in a list. `created` and `finished` are seconds since the epoch."""
+
+    id: str
+    object: Literal["improvement.run"] = "improvement.run"
+    created: int
+    finished: int | None
+    state: Literal["running", "completed", "failed", "cancelled"]
+    stop_reason: StopReason | None
+    iterations: int | None
+
+
+class RunList(ResponseModel):
+    object: Literal["list"] = "list"
+    data: list[RunSummary]
+    has_more: bool
+
+
+class StoredRun(ResponseModel):
+    """`GET /v1/improve/{id}`. `request` is what was sent, without `stream` and with the run's seed: sent
+    again, it gives the same run."""
+
+    id: str
+    object: Literal["improvement.run"] = "improvement.run"
+    created: int
+    finished: int | None
+    state: Literal["running", "completed", "failed", "cancelled"]
+    request: dict[str, Any]
+    result: Improvement | None
+    error: "ErrorBody | None"
 
 
 class Score(ResponseModel):

@@ -1,8 +1,9 @@
 """Every setting of the server in one model: command line > PIT_* environment > YAML file > defaults."""
 
 import difflib
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -11,6 +12,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 class SettingsError(Exception):
     """A setting that cannot be used. The message names the setting and says what it should be."""
+
+
+def default_database() -> str:
+    """An SQLite file in the user's state directory."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"sqlite:///{state}/pit-serve/pit.db"
 
 
 class Settings(BaseSettings):
@@ -47,6 +54,26 @@ class Settings(BaseSettings):
     scoring_timeout_s: float = Field(
         default=30.0, gt=0, description="deadline of one batch of gap scores, in seconds"
     )
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's parser of tool calls, as hermes; none: no tools"
+    )
+    served_model_name: tuple[Annotated[str, Field(pattern=r"^[^=\s]{1,200}=(policy|pit)$")], ...] = Field(
+        default=(), description="more names of the models, as NAME=policy or NAME=pit"
+    )
+    watchdog_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="an engine that owes tokens and gives none for so long, in seconds, counts as hung",
+    )
+    probe_s: float = Field(
+        default=5.0, gt=0, description="after so long without a request an engine is tested with one token"
+    )
+    restart_hung_s: float = Field(
+        default=60.0, ge=0, description="how long an engine may hang, in seconds, before it is started again"
+    )
+    restart_delay_s: float = Field(
+        default=1.0, gt=0, description="pause after a restart that failed; it doubles up to a minute"
+    )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
     ping_interval_s: float = Field(
@@ -54,6 +81,20 @@ class Settings(BaseSettings):
     )
     shutdown_grace_s: float = Field(
         default=20.0, ge=0, description="how long running requests may finish after SIGTERM"
+    )
+    database: str = Field(
+        default_factory=default_database,
+        description="where runs are kept: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/NAME, or none",
+    )
+    store: bool = Field(default=True, description="keep runs whose request does not say `store` itself")
+    store_timeout_s: float = Field(
+        default=2.0, gt=0, description="how long an answer waits for its run to be stored, in seconds"
+    )
+    retention_days: float = Field(
+        default=30.0, ge=0, description="stored runs older than this are deleted; 0: never"
+    )
+    retention_mb: float = Field(
+        default=1000.0, ge=0, description="beyond this size the oldest stored runs are deleted; 0: never"
     )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")

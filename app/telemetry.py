@@ -134,6 +134,16 @@ class Telemetry:
             [i / 10 for i in range(1, 11)],
         )
         self.tokens = self._counter("pit_tokens", "Tokens read and written", ["phase", "kind"])
+        self.stored_runs = self._counter(
+            "pit_store_runs", "Runs that were to be stored, by outcome", ["outcome"]
+        )
+        self.store_failures = self._counter("pit_store_failures", "Writes that the database refused")
+        self.store_pending = self._gauge(
+            "pit_store_pending_runs", "Runs whose record is not complete in the database"
+        )
+        self.store_seconds = self._histogram(
+            "pit_store_write_seconds", "Time of one batch of writes", [], (0.001, 0.003, *SECONDS[:6])
+        )
 
     def _define_models(self) -> None:
         self.queue_depth = self._gauge(

@@ -1,9 +1,8 @@
 """`pit improve`: a run shown on the terminal while it happens, each iteration as a word-level diff."""
 
-import difflib
 import json
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -11,7 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-WORDS = re.compile(r"\s*\S+\s*")
+from app.improve.edits import hunks
+
 STOPS = {
     "gap": "the gap reward found no further improvement",
     "patience": "several candidates in a row were no better",
@@ -32,22 +32,18 @@ def word_diff(old: str, new: str, *, marked: bool = False) -> Text:
 
     With `marked`, for a terminal without colours, also in signs as wdiff has them: [-went-]{+came+}.
     """
-    before, after = WORDS.findall(old), WORDS.findall(new)
-    # Compared without the white space that follows a word, or the last word would always count as changed.
-    matcher = difflib.SequenceMatcher(
-        None, [word.strip() for word in before], [word.strip() for word in after], autojunk=False
-    )
-    text = Text()
-    for kind, a, b, c, d in matcher.get_opcodes():
-        gone, came = "".join(before[a:b]), "".join(after[c:d])
-        if kind == "equal":
-            text.append(came)
-            continue
-        for part, style, signs in ((gone, "red strike", "[--]"), (came, "green", "{++}")):
-            words, space = part.rstrip(), part[len(part.rstrip()) :]
+    text, position = Text(), 0
+    for hunk in hunks(old, new):
+        text.append(old[position : hunk.start])
+        position = hunk.end
+        for part, style, signs in ((hunk.before, "red strike", "[--]"), (hunk.after, "green", "{++}")):
+            words = part.strip()
             if words:
+                space, after = part.split(words)
+                text.append(space)
                 text.append(signs[:2] + words + signs[2:] if marked else words, style=style)
-                text.append(space or " ")
+                text.append(after or " " if style != "green" else after)
+    text.append(old[position:])
     text.rstrip()
     return text
 
@@ -55,20 +51,26 @@ def word_diff(old: str, new: str, *, marked: bool = False) -> Text:
 def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
     """Send the request and show the run. Raises `ServerError` with a message for the person at the
     terminal."""
+    with server(url) as client:
+        if as_json:
+            answer = client.post("/v1/improve", json=body)
+            raise_for(answer)
+            print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
+            return
+        with client.stream("POST", "/v1/improve", json={**body, "stream": True}) as response:
+            if response.status_code != 200:
+                response.read()
+            raise_for(response)
+            Show(Console()).run(_events(response))
+
+
+@contextmanager
+def server(url: str) -> Iterator[httpx.Client]:
+    """A client of the server at `url`. Raises `ServerError` where it cannot be reached in the body."""
     url = url.rstrip("/")
-    timeout = httpx.Timeout(10.0, read=120.0)
     try:
-        with httpx.Client(timeout=timeout) as client:
-            if as_json:
-                answer = client.post(f"{url}/v1/improve", json=body)
-                _raise_for(answer)
-                print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
-                return
-            with client.stream("POST", f"{url}/v1/improve", json={**body, "stream": True}) as response:
-                if response.status_code != 200:
-                    response.read()
-                _raise_for(response)
-                Show(Console()).run(_events(response))
+        with httpx.Client(base_url=url, timeout=httpx.Timeout(10.0, read=120.0)) as client:
+            yield client
     except httpx.ConnectError:
         raise ServerError(
             f"no server answers at {url}. Start one: pit serve --policy DIR --improver DIR --gap-reward DIR"
@@ -83,7 +85,8 @@ def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
         raise ServerError(f"the connection to {url} broke before the run was finished.") from None
 
 
-def _raise_for(response: httpx.Response) -> None:
+def raise_for(response: httpx.Response) -> None:
+    """Raises `ServerError` with the server's message when it refused."""
     if response.status_code == 200:
         return
     try:

@@ -1,4 +1,5 @@
-"""What every test needs before torch or vLLM is imported: small thread pools, no network."""
+"""What every test needs before torch or vLLM is imported: small thread pools, no network, no file of the
+user."""
 
 import os
 
@@ -10,5 +11,6 @@ for name, value in {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    "PIT_DATABASE": "none",  # a test that stores runs names its own
 }.items():
     os.environ.setdefault(name, value)

@@ -29,7 +29,7 @@ def server_command(output: Path) -> list[str]:
     Raises:
         CheckpointError: one of them is missing.
     """
-    command = [sys.executable, "-m", "app.cli", "serve"]
+    command = [sys.executable, "-m", "app.cli", "serve", "--database", "none"]
     for option, name in CHECKPOINTS.items():
         directory = output / name
         if not (directory / "pit.json").exists():

@@ -21,16 +21,20 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", responses={503: {}})
 @router.get("/health", responses={503: {}})
 async def ready(request: Request) -> Any:
-    """200 when every model is up and gave its golden samples again; 503 with the reasons until then."""
+    """200 when every engine is up and gave its golden samples again; 503 with the reasons until then.
+
+    `degraded` names what does not work while requests are still answered: a gap reward that is down."""
     runtime: Runtime = request.app.state.runtime
     reasons = await runtime.not_ready_because()
+    if (store := request.app.state.runs.store) and store.problem:
+        reasons.append(store.problem.rstrip("."))
     request.app.state.telemetry.ready.set(0 if reasons else 1)
     if reasons:
         message = f"Not ready: {'; '.join(reasons)}."
         error = {"message": message, "type": "overloaded_error", "param": None, "code": "not_ready"}
         body = {"status": "unavailable", "reasons": reasons, "error": error}
         return JSONResponse(body, status_code=503, headers={"retry-after": "5"})
-    return {"status": "ok", "reasons": []}
+    return {"status": "ok", "reasons": [], "degraded": await runtime.degraded_because()}
 
 
 @router.get("/version")

@@ -3,9 +3,8 @@
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
-from app.api.render import event_stream, improvement
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Message
 from app.errors import ContextTooLong, ScoringUnavailable
@@ -13,6 +12,7 @@ from app.improve.events import Result, RunCompleted, RunFailed
 from app.improve.gate import Gate
 from app.improve.loop import ImprovementRun
 from app.improve.options import Models
+from app.runs import Runs
 from app.runtime import Runtime
 from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreRequest
 from app.telemetry import Telemetry
@@ -36,13 +36,13 @@ async def improve(body: ImproveRequest, request: Request) -> Any:
     """Improve a response. With `stream: true` the answer is a stream of Server-Sent Events."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
-    run = await ImprovementRun.start(runtime.models, body.options())
+    runs: Runs = request.app.state.runs
+    run = runs.take(await ImprovementRun.start(runtime.models, body.options()), body)
     if body.stream:
-        chunks = event_stream(telemetry.observe(run), body.metadata)
-        return EventStream(chunks, ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
+        return EventStream(run.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
 
-    async def answer() -> Improvement:
-        return improvement(await finish(run, telemetry), body.metadata)
+    async def answer() -> Response:
+        return Response(await run.answer(), media_type="application/json")
 
     return await unless_disconnected(request, answer(), telemetry)
 

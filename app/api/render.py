@@ -1,13 +1,12 @@
 """The improvement loop's events as JSON, and as Server-Sent Events."""
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 from app.errors import INTERNAL_ERROR_MESSAGE, AppError
 from app.improve.events import (
+    CandidateRejected,
     CandidateScored,
     Event,
     IterationAccepted,
@@ -15,9 +14,8 @@ from app.improve.events import (
     IterationStarted,
     OutputDelta,
     Result,
-    RunCompleted,
     RunCreated,
-    RunFailed,
+    ScoringSkipped,
 )
 from app.schemas import Improvement
 from app.telemetry import log_failure
@@ -26,29 +24,26 @@ NAMES: dict[type[Any], str] = {
     RunCreated: "run.created",
     IterationStarted: "iteration.started",
     OutputDelta: "output.delta",
+    CandidateRejected: "candidate.rejected",
     CandidateScored: "candidate.scored",
+    ScoringSkipped: "scoring.skipped",
     IterationAccepted: "iteration.accepted",
     IterationRejected: "iteration.rejected",
-    RunCompleted: "run.completed",
-    RunFailed: "run.failed",
 }
 
 
-def improvement(result: Result, metadata: dict[str, str] | None) -> Improvement:
+def improvement(result: Result, metadata: dict[str, str] | None, *, stored: bool) -> Improvement:
     """The response of `/v1/improve`."""
     answer = Improvement.model_validate(result)
-    answer.metadata = metadata
+    answer.metadata, answer.stored = metadata, stored
     return answer
 
 
-def payload(event: Event, metadata: dict[str, str] | None = None) -> dict[str, Any]:
-    """The `data` of an event: its type and its fields."""
+def payload(event: Event) -> dict[str, Any]:
+    """The `data` of an event, its type and its fields; that of run.completed and run.failed is the run's own
+    end."""
     body: dict[str, Any] = {"type": NAMES[type(event)]}
     match event:
-        case RunCompleted():
-            body["improvement"] = improvement(event.result, metadata).model_dump()
-        case RunFailed():
-            body |= event.error.body()
         case IterationAccepted() | IterationRejected():
             body["iteration"] = asdict(event.iteration)
         case _:
@@ -72,20 +67,3 @@ def shown(error: Exception) -> AppError:
         return error
     log_failure("a stream", error)
     return AppError(INTERNAL_ERROR_MESSAGE)
-
-
-async def event_stream(
-    events: AsyncGenerator[Event, None], metadata: dict[str, str] | None
-) -> AsyncGenerator[bytes, None]:
-    """All events of a run, numbered from 1. An exception in the loop still ends the stream with
-    run.failed."""
-    number = 0
-    try:
-        async with aclosing(events):
-            async for event in events:
-                number += 1
-                body = payload(event, metadata)
-                yield sse(dumps(body), name=body["type"], number=number)
-    except Exception as error:
-        body = payload(RunFailed(shown(error)))
-        yield sse(dumps(body), name=body["type"], number=number + 1)

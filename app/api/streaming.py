@@ -45,7 +45,10 @@ async def unless_disconnected(
 
 class EventStream(Response):
     """A stream of Server-Sent Events. Sends a comment after `ping_s` seconds of silence; cancels when the
-    client goes."""
+    client goes.
+
+    The status goes out with the first chunk or comment: an error before that has a status of its own.
+    """
 
     media_type = "text/event-stream"
 
@@ -55,13 +58,16 @@ class EventStream(Response):
         self.chunks, self.ping_s, self.telemetry = chunks, ping_s, telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        last = time.monotonic()
+        head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        last, begun = time.monotonic(), False
         sending = asyncio.Lock()
 
         async def write(chunk: bytes, more: bool = True) -> None:
-            nonlocal last
+            nonlocal last, begun
             async with sending:
+                if not begun:
+                    begun = True
+                    await send(head)
                 await send({"type": "http.response.body", "body": chunk, "more_body": more})
                 last = time.monotonic()
 

@@ -22,11 +22,16 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Functions that the model may call, in OpenAI's form. `choice` names one that it must call, or says
-    whether it may or must call any."""
+    """Functions that the model may call, in OpenAI's form: each `{"type": "function", "function": {...}}`.
+
+    `choice` says whether it may or must call any, or names one that it must call:
+    `{"type": "function", "function": {"name": ...}}`.
+    """
 
     functions: tuple[Mapping[str, Any], ...]
     choice: Literal["auto", "none", "required"] | Mapping[str, Any] = "auto"
+    parallel: bool = True
+    """Whether the model may call several at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,10 @@ class Engine(Protocol):
     async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
         """A text, or its token ids, that `generate` continues: no conversation, no template."""
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """What the model reads for a conversation, for the golden check. Raises `BadRequest`,
+        `EngineFailed`."""
+
     def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream one completion; the special end token is counted, not shown.
 
@@ -171,6 +180,10 @@ class Scorer(Protocol):
     async def score(self, comparisons: Sequence[Comparison]) -> Scores:
         """Score a batch. Raises `ContextTooLong` for an input over `context_length`, `ScoringUnavailable`
         otherwise."""
+
+    async def check_health(self) -> None:
+        """Return when the scorer can work, for all that is known: it is asked before every run, so nothing is
+        scored for it. Raises `ScoringUnavailable`, whose message says what to do."""
 
     async def close(self) -> None:
         """Free the model. Calling it again does nothing."""

@@ -1,5 +1,6 @@
 """Conversations to token ids, by the checkpoint's own tokenizer and chat template."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,26 @@ class ChatEncoder:
                 " rendered with it."
             )
 
-    def encode(self, messages: Sequence[Message], *, generation_prompt: bool) -> list[int]:
+        # A template that does not know the role would write it as a stranger's: developer is OpenAI's newer
+        # name of system.
+        self._knows_developer = "developer" in str(self._tokenizer.chat_template)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
         """Token ids of the conversation. Raises `BadRequest` when the template refuses it."""
         from jinja2 import TemplateError
 
         try:
             text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+                [self._for_template(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                tools=tools,
             )
         except TemplateError:
             raise BadRequest(
@@ -43,6 +57,20 @@ class ChatEncoder:
         # The template writes every special token itself.
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _for_template(self, message: Message) -> dict[str, Any]:
+        """A message as templates read it: the arguments of tool calls as objects. Raises `BadRequest`."""
+        shown: dict[str, Any] = dict(message)
+        if message["role"] == "developer" and not self._knows_developer:
+            shown["role"] = "system"
+        if calls := message.get("tool_calls"):
+            try:
+                shown["tool_calls"] = [_with_arguments(call) for call in calls]
+            except ValueError:
+                raise BadRequest(
+                    "The arguments of a tool call in messages are not valid JSON.", param="messages"
+                ) from None
+        return shown
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a plain text, with the special tokens that the tokenizer puts around one."""
@@ -64,3 +92,8 @@ class ChatEncoder:
             {"role": "assistant", "content": comparison.candidate},
         ]
         return self.encode(chat, generation_prompt=False)
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return call | {"function": function | {"arguments": json.loads(function["arguments"] or "{}")}}

@@ -4,6 +4,7 @@ On a CPU this is as fast as a pooling engine, and saves a process of several gig
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,6 +33,7 @@ class TransformersScorer:
         self.model_id = checkpoint.path.name
         self._improve_turn = manifest.improve_turn if manifest.gap.reads == "pair" else None
         self._timeout_s = timeout_s
+        self._working_since: float | None = None
         self._encoder = ChatEncoder(checkpoint.path)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         transformers_logging.disable_progress_bar()
@@ -68,7 +70,7 @@ class TransformersScorer:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout_s):
-                values = await loop.run_in_executor(self._worker, self._forward, rows)
+                values = await loop.run_in_executor(self._worker, self._work, rows)
         except TimeoutError:
             raise ScoringUnavailable(
                 f"The gap reward did not answer within {self._timeout_s:g} s. Try again, or send scoring:"
@@ -80,8 +82,22 @@ class TransformersScorer:
             ) from error
         return Scores(values, sum(map(len, rows)))
 
+    async def check_health(self) -> None:
+        since = self._working_since
+        if since is not None and time.monotonic() - since > self._timeout_s:
+            raise ScoringUnavailable(
+                f"The gap reward has worked on one batch for over {self._timeout_s:g} s. Try again later."
+            )
+
     async def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, rows: list[list[int]]) -> list[float]:
+        self._working_since = time.monotonic()
+        try:
+            return self._forward(rows)
+        finally:
+            self._working_since = None
 
     def _forward(self, rows: list[list[int]]) -> list[float]:
         """Raw logits of rows of token ids, in their order. Rows of like length share a batch: less

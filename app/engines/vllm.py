@@ -1,4 +1,4 @@
-"""vLLM inside the server: the only module that imports vllm, and only when an engine is built.
+"""vLLM inside the server. Only the vllm*.py of this package import vllm, and only when an engine is built.
 
 `AsyncLLM` runs its engine core in a process of its own. On a CPU that process is forked from this one after
 everything is imported, and holds the worker too (the "uni" executor): a start takes seconds where vLLM's
@@ -23,15 +23,17 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 
 from app.checkpoint import Checkpoint, SamplingDefaults
-from app.engines.base import Delta, Message, Prompt, Sampling, Tools
+from app.engines.base import Delta, Message, Prompt, Sampling, ToolCallDelta, Tools
 from app.engines.chat import ChatEncoder
 from app.engines.vllm_metrics import stat_logger
-from app.errors import BadRequest, CheckpointError, EngineFailed
+from app.engines.vllm_sampling import finish_reason, refused, sampling_params, token_logprobs
+from app.engines.vllm_tools import ToolParsers, ToolPrompt, tool_dicts
+from app.errors import CheckpointError, EngineFailed
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -133,47 +135,51 @@ class VllmEngine:
         if self.defaults.max_tokens is None and checkpoint.manifest:
             self.defaults = replace(self.defaults, max_tokens=checkpoint.manifest.length_budget.response)
         self.float32 = "float32" in str(llm.model_config.dtype)
+        self._tools = ToolParsers(settings.tool_call_parser, llm.get_tokenizer(), llm.model_config)
 
     async def prepare(
         self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
     ) -> Prompt:
-        if tools is not None:
-            raise BadRequest("This engine does not call tools yet.", param="tools", code="unsupported_value")
-        ids = self._encoder.encode(messages, generation_prompt=True)
-        return Prompt(ids, len(ids))
+        if tools is None:
+            ids = self._encoder.encode(messages, generation_prompt=True)
+            return Prompt(ids, len(ids))
+        self._tools.check(tools)
+        ids = self._encoder.encode(messages, generation_prompt=True, tools=tool_dicts(tools))
+        return Prompt(ids if tools.choice == "none" else ToolPrompt(ids, tools), len(ids))
 
     async def prepare_text(self, text: str | Sequence[int]) -> Prompt:
         ids = self._encoder.encode_text(text) if isinstance(text, str) else list(text)
         return Prompt(ids, len(ids))
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._encoder.encode(messages, generation_prompt=True)
 
-        extra: dict[str, Any] = {}
-        if sampling.top_k:
-            extra["top_k"] = sampling.top_k
-        if sampling.repetition_penalty:
-            extra["repetition_penalty"] = sampling.repetition_penalty
-        parameters = SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=list(sampling.stop) or None,
-            skip_special_tokens=True,
-            output_kind=RequestOutputKind.DELTA,
-            **extra,
-        )
-        assert isinstance(prompt.content, list)
-        async with contextlib.aclosing(self._stream(prompt.content, parameters)) as outputs:
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        content = prompt.content
+        if isinstance(content, ToolPrompt):
+            calls = self._tools.start(content, sampling.constraint)
+            ids, parameters = content.ids, sampling_params(
+                sampling,
+                structured_outputs=calls.structured_outputs,
+                skip_special_tokens=calls.skip_special_tokens,
+            )
+        else:
+            assert isinstance(content, list)
+            calls, ids, parameters = None, content, sampling_params(sampling)
+        async with contextlib.aclosing(self._stream(ids, parameters)) as outputs:
             async for output in outputs:
                 completion = output.outputs[0]
+                text, reason = completion.text, finish_reason(completion.finish_reason)
+                called: tuple[ToolCallDelta, ...] = ()
+                if calls is not None:
+                    text, called, reason = calls.read(text, completion.token_ids, reason)
                 yield Delta(
-                    text=completion.text,
+                    text=text,
                     tokens=len(completion.token_ids),
-                    finish_reason=_finish_reason(completion.finish_reason),
+                    finish_reason=reason,
                     cached_tokens=output.num_cached_tokens or 0,
+                    logprobs=token_logprobs(completion.token_ids, completion.logprobs),
+                    tool_calls=called,
                 )
 
     async def logprobs(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
@@ -195,7 +201,7 @@ class VllmEngine:
 
     async def check_health(self) -> None:
         if self._closed or self._llm.errored:
-            raise EngineFailed("The engine process has ended. Start the server again.")
+            raise EngineFailed("The engine process has ended.")
 
     async def close(self) -> None:
         if not self._closed:
@@ -206,9 +212,15 @@ class VllmEngine:
             await asyncio.to_thread(self._llm.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
             multiprocessing.active_children()  # reaps the processes that have ended
 
+    def abandon(self) -> None:
+        """Stop the engine that nobody waits for any more. Blocks."""
+        self._closed = True
+        self._llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+
     async def _stream(self, prompt_ids: Sequence[int], parameters: Any) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for token ids. AsyncLLM aborts the request when its generator is closed or
         cancelled."""
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -225,14 +237,11 @@ class VllmEngine:
             raise EngineFailed(
                 "The engine process has ended. Try again when /health/ready answers 200."
             ) from None
+        except VLLMClientError as error:
+            raise refused(error) from None
         except EngineGenerateError as error:
             log.error("generation failed: %s", type(error.__cause__).__name__)
             raise EngineFailed("The engine failed to generate this response.") from None
-
-
-def _finish_reason(reason: str | None) -> Any:
-    """vLLM's finish reasons in OpenAI's two words; an abort ends the stream by closing, never by a reason."""
-    return None if reason is None else "length" if reason == "length" else "stop"
 
 
 class _ForkHooks(threading.local):
@@ -281,8 +290,10 @@ class EngineStarter:
         """What the engines count, each under its model's name."""
         self._names: dict[str, list[Path]] = {}
 
-    async def start(self, checkpoint: Checkpoint) -> VllmEngine:
-        """Build the engine of a checkpoint. Raises `CheckpointError`."""
+    async def start(
+        self, checkpoint: Checkpoint, *, method: Literal["fork", "spawn"] | None = None
+    ) -> VllmEngine:
+        """Build the engine of a checkpoint; `method` None: as the settings say. Raises `CheckpointError`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[VllmEngine] = loop.create_future()
 
@@ -297,12 +308,16 @@ class EngineStarter:
         def work() -> None:
             engine, failure = None, None
             try:
-                engine = VllmEngine(checkpoint, self._settings, self._build(checkpoint))
+                llm = self._build(checkpoint, method or self._settings.engine_start)
+                engine = VllmEngine(checkpoint, self._settings, llm)
             except Exception as error:
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped while it started
                 loop.call_soon_threadsafe(settle, engine, failure)
-            self._ended.wait()
+            if done.cancelled() and engine is not None:
+                engine.abandon()
+            elif engine is not None:
+                self._ended.wait()
 
         threading.Thread(target=work, name=f"engine-{checkpoint.path.name}", daemon=True).start()
         try:
@@ -320,7 +335,7 @@ class EngineStarter:
         """Let the threads end. An engine that is still alive, half started for one, dies with its thread."""
         self._ended.set()
 
-    def _build(self, checkpoint: Checkpoint) -> Any:
+    def _build(self, checkpoint: Checkpoint, method: str) -> Any:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -330,7 +345,7 @@ class EngineStarter:
         try:
             config = AsyncEngineArgs(**self._arguments(checkpoint)).create_engine_config()
             # The CPU platform asks for "spawn" in every new configuration.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = self._settings.engine_start
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
             if self.metrics is None:
                 return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
             return AsyncLLM.from_vllm_config(config, stat_loggers=[stat_logger(self.metrics)])
@@ -354,6 +369,8 @@ class EngineStarter:
             "enable_prefix_caching": True,
             "generation_config": "vllm",
             "use_tqdm_on_load": False,
+            # Or a model may write white space without end where JSON allows it.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             "seed": 0,
         }
         if on_cpu:

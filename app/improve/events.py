@@ -5,11 +5,13 @@ from typing import Literal
 
 from app.engines.base import Delta, FinishReason
 from app.errors import AppError
+from app.improve.edits import Hunk
+from app.improve.keep import Violation
 from app.improve.turns import Phase, StrategyName
 
 StopReason = Literal["gap", "patience", "max_iterations", "token_budget", "deadline", "cancelled", "error"]
 Scoring = Literal["gap", "skipped", "off"]
-CandidateFinish = FinishReason | Literal["deadline", "token_budget"]
+CandidateFinish = FinishReason | Literal["deadline", "cancelled", "token_budget"]
 
 
 @dataclass(slots=True)
@@ -57,11 +59,17 @@ class Candidate:
     text: str = ""
     finish_reason: CandidateFinish | None = None
     usage: TokenCount = field(default_factory=TokenCount)
+    violations: tuple[Violation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One finished iteration. `gap` and `win_probability` are None when the candidate was not scored."""
+    """One finished iteration; `candidate` is the number of the one that it stands for.
+
+    `gap` and `win_probability` are None when the candidate was not scored. `usage` is what all candidates
+    read and wrote, `score_tokens` what the gap reward read for them. `violations`: the constraints that the
+    candidate breaks. `edits`, where the request asked for them, turn the iteration's baseline into `text`.
+    """
 
     index: int
     text: str
@@ -71,13 +79,20 @@ class Iteration:
     finish_reason: CandidateFinish | None
     candidate: int
     usage: TokenCount
+    score_tokens: int
     ms: float
+    violations: tuple[Violation, ...] = ()
+    edits: tuple[Hunk, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run ends with. `response` is the best response, which is the reference unless something
-    passed."""
+    passed.
+
+    `violations`: the constraints that the response breaks, which only a reference can that nothing replaced.
+    `edits`, where the request asked for them, turn the reference into the response.
+    """
 
     id: str
     created: int
@@ -89,8 +104,12 @@ class Result:
     stop_reason: StopReason
     usage: Usage
     models: dict[str, str]
+    identities: dict[str, str]
     scoring: Scoring
+    seed: int
     ms: float
+    violations: tuple[Violation, ...] = ()
+    edits: tuple[Hunk, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +118,7 @@ class RunCreated:
     created: int
     strategy: StrategyName
     scoring: Scoring
+    seed: int
     reference: str | None
 
 
@@ -119,11 +139,28 @@ class OutputDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateRejected:
+    """A candidate that breaks constraints: it is not scored."""
+
+    index: int
+    candidate: int
+    violations: tuple[Violation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateScored:
     index: int
     candidate: int
     gap: float
     win_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringSkipped:
+    """The run goes on, or ends, without the gap reward. `index` 0: it never had one that answers."""
+
+    index: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +187,9 @@ Event = (
     RunCreated
     | IterationStarted
     | OutputDelta
+    | CandidateRejected
     | CandidateScored
+    | ScoringSkipped
     | IterationAccepted
     | IterationRejected
     | RunCompleted

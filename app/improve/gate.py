@@ -131,25 +131,25 @@ class BudgetExhausted(Exception):
 
 @dataclass
 class TokenBudget:
-    """Tokens that a run may read and write in all. A generation reserves its worst case before it starts.
+    """Tokens that may be read and written. A generation starts only where its worst case fits.
 
-    So the budget holds even when several candidates are generated side by side. `limit` None: no limit.
+    `limit` None: no limit.
     """
 
     limit: int | None = None
     used: int = 0
-    reserved: int = 0
 
     def fits(self, tokens: int) -> bool:
-        return self.limit is None or self.used + self.reserved + tokens <= self.limit
+        return self.limit is None or self.used + tokens <= self.limit
 
-    def reserve(self, tokens: int) -> None:
-        """Raises `BudgetExhausted` when the tokens do not fit."""
-        if not self.fits(tokens):
-            raise BudgetExhausted
-        self.reserved += tokens
+    def shares(self, worst_case: int, width: int) -> list["TokenBudget"]:
+        """Budgets of `width` candidates that each need `worst_case` to begin: equal parts of what is left for
+        as many as fit, nothing for the others.
 
-    def settle(self, reserved: int, used: int) -> None:
-        """Give a reservation back, and count what was really used of it."""
-        self.reserved -= reserved
-        self.used += used
+        So no candidate spends what another counts on, and which of them is faster decides nothing.
+        """
+        if self.limit is None:
+            return [TokenBudget() for _ in range(width)]
+        left = self.limit - self.used
+        fitting = min(width, left // worst_case)
+        return [TokenBudget(left // fitting if number < fitting else 0) for number in range(width)]

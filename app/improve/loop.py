@@ -6,22 +6,28 @@ asks for something better; what passes the gate becomes the best response, the r
 
 - `scoring` "gap": never worse. `patience` rejections in a row end the run.
 - "off": no gate. Every candidate is the next baseline, up to `max_iterations`.
-- "skipped" (the caller asked for best effort, and the server has no gap reward): one ungated iteration and
-  no more, since iterating without a gate is what makes responses decay. If scoring fails during a run, the
-  best response so far stays and the run ends with stop_reason "error".
+- "skipped" (the caller asked for best effort, and no gap reward answers): one ungated iteration and no more,
+  since iterating without a gate is what makes responses decay. If scoring fails during a run, the best
+  response so far stays and the run ends with stop_reason "error".
+
+Constraints (`keep`) hold in every mode: a candidate that breaks one is not scored and not accepted.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Literal
 
 from app.errors import AppError, ContextTooLong, DeadlineExceeded, ScoringUnavailable
 from app.improve import turns
+from app.improve.edits import hunks
 from app.improve.events import (
     Candidate,
     CandidateFinish,
+    CandidateRejected,
     CandidateScored,
     Event,
     Iteration,
@@ -34,14 +40,16 @@ from app.improve.events import (
     RunCreated,
     RunFailed,
     Scoring,
+    ScoringSkipped,
     StopReason,
     TokenCount,
     Usage,
 )
 from app.improve.gate import BudgetExhausted, Gate, TokenBudget, Verdict, passes, same_text
-from app.improve.options import Models, Options
+from app.improve.keep import Violation
+from app.improve.options import Models, Options, draw_seed
 from app.improve.plan import Plan
-from app.improve.streams import merge, within
+from app.improve.streams import Deadline, merge, within
 from app.improve.turns import Turn
 
 
@@ -51,10 +59,11 @@ class ImprovementRun:
     @classmethod
     async def start(cls, models: Models, options: Options) -> "ImprovementRun":
         """Raises what `Plan.make` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
-        return cls(await Plan.make(models, options))
+        seed = draw_seed() if options.seed is None else options.seed
+        return cls(await Plan.make(models, replace(options, seed=seed)), seed)
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
         options = plan.options
         self.models, self.options = plan.models, options
         self.id = f"imp_{uuid.uuid4().hex}"
@@ -68,13 +77,24 @@ class ImprovementRun:
         self.rejections = 0
         self.draft_finish_reason: CandidateFinish | None = None
         self.stop_reason: StopReason | None = None
+        self.deadline = Deadline()
+
+    def cancel(self) -> None:
+        """End the run: what is being generated is aborted, and the best response so far is the result, with
+        stop_reason "cancelled"."""
+        self.deadline.cut()
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the loop. Close the generator to cancel the run: every generation in flight is aborted."""
         self.started = time.perf_counter()
         limit = self.options.deadline_s
-        self.deadline = None if limit is None else asyncio.get_running_loop().time() + limit
-        yield RunCreated(self.id, self.created, self.options.strategy, self.scoring, self.options.reference)
+        if limit is not None and not self.deadline.was_cut:
+            self.deadline.at = asyncio.get_running_loop().time() + limit
+        yield RunCreated(
+            self.id, self.created, self.options.strategy, self.scoring, self.seed, self.options.reference
+        )
+        if self.plan.scoring_problem:
+            yield ScoringSkipped(0, self.plan.scoring_problem)
         try:
             if self.options.reference is None:
                 async with aclosing(self._draft()) as deltas:
@@ -90,50 +110,77 @@ class ImprovementRun:
             yield RunCompleted(self._result(self.stop_reason))
 
     async def _draft(self) -> AsyncGenerator[Event, None]:
-        """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run."""
+        """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run.
+        Where the run is cancelled, y_0 is what was written."""
         draft = Candidate(0, usage=self.usage.draft)
         try:
-            speech = self._speak(turns.draft(self.options.messages), draft, index=0)
+            turn = turns.draft(self.options.messages)
+            speech = self._speak(turn, draft, index=0, budget=self.budget)
             async with aclosing(within(speech, self.deadline)) as deltas:
                 async for delta in deltas:
                     yield delta
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"The deadline of {self.options.deadline_s:g} s passed while the first response was drafted."
-                " Raise deadline_ms, lower max_tokens, or send a reference.",
-                param="deadline_ms",
-            ) from None
+            if not self.deadline.was_cut:
+                raise DeadlineExceeded(
+                    f"The deadline of {self.options.deadline_s:g} s passed while the first response was"
+                    " drafted. Raise deadline_ms, lower max_tokens, or send a reference.",
+                    param="deadline_ms",
+                ) from None
+            self._cut_short([draft])
         self.reference = self.best = draft.text
         self.draft_finish_reason = draft.finish_reason
 
     async def _iterate(self, index: int) -> AsyncGenerator[Event, None]:
-        """One iteration: candidates side by side, one batch of scores, the gate."""
+        """One iteration: candidates side by side, their constraints, one batch of scores, the gate."""
         baseline, started = self.best, time.perf_counter()
-        if not await self._can_start(baseline):
+        if self.deadline.passed:
+            self._cut_short([])
+            return
+        worst_case = await self._worst_case(baseline)
+        if worst_case is None:
             self.stop_reason = "token_budget"
             return
         yield IterationStarted(index, baseline)
         candidates = [Candidate(number) for number in range(self.plan.width)]
         verdicts: list[Verdict | None] = [None] * self.plan.width
         score_tokens = 0
+        shares = self.budget.shares(worst_case, self.plan.width)
         try:
-            attempts = merge([self._attempt(candidate, baseline, index) for candidate in candidates])
+            attempts = merge(
+                [self._attempt(*pair, baseline, index) for pair in zip(candidates, shares, strict=True)]
+            )
             async with aclosing(within(attempts, self.deadline)) as deltas:
                 async for delta in deltas:
                     yield delta
+            for rejected in self._check(candidates, index):
+                yield rejected
             if self.gate:
-                async with asyncio.timeout_at(self.deadline):
+                async with self.deadline.limit():
                     verdicts, score_tokens = await self._judge(self.gate, candidates, baseline)
+                if self.scoring == "skipped":
+                    yield ScoringSkipped(index, "The gap reward failed: the best response so far stays.")
         except TimeoutError:
             self._cut_short(candidates)
         for candidate, verdict in zip(candidates, verdicts, strict=True):
             if verdict:
                 yield CandidateScored(index, candidate.number, verdict.gap, verdict.win_probability)
+        ms = 1000 * (time.perf_counter() - started)
+        iteration = self._conclude(index, candidates, verdicts, score_tokens, ms)
+        yield IterationAccepted(iteration) if iteration.accepted else IterationRejected(iteration)
 
+    def _conclude(
+        self,
+        index: int,
+        candidates: list[Candidate],
+        verdicts: list[Verdict | None],
+        score_tokens: int,
+        ms: float,
+    ) -> Iteration:
+        """Choose among the candidates, let the best pass or not, and decide how the run goes on."""
+        baseline = self.best
         chosen = max(candidates, key=lambda c: self._rank(c, verdicts[c.number]))
         verdict = verdicts[chosen.number]
-        accepted = self._accepts(chosen, baseline, verdict)
-        tokens = TokenCount(prompt_tokens=score_tokens)
+        tokens = TokenCount()
         for candidate in candidates:
             tokens.add(candidate.usage)
         iteration = Iteration(
@@ -141,18 +188,21 @@ class ImprovementRun:
             text=chosen.text,
             gap=verdict.gap if verdict else None,
             win_probability=verdict.win_probability if verdict else None,
-            accepted=accepted,
+            accepted=self._accepts(chosen, baseline, verdict),
             finish_reason=chosen.finish_reason,
             candidate=chosen.number,
             usage=tokens,
-            ms=1000 * (time.perf_counter() - started),
+            score_tokens=score_tokens,
+            ms=ms,
+            violations=chosen.violations,
+            edits=hunks(baseline, chosen.text) if self.options.edits else None,
         )
         self.iterations.append(iteration)
         self._advance(iteration)
-        yield IterationAccepted(iteration) if accepted else IterationRejected(iteration)
+        return iteration
 
     async def _attempt(
-        self, candidate: Candidate, baseline: str, index: int
+        self, candidate: Candidate, budget: TokenBudget, baseline: str, index: int
     ) -> AsyncGenerator[OutputDelta, None]:
         """All turns of the strategy for one candidate; the text of the last one is the candidate's."""
         attempt = self.plan.strategy(self.options.messages, baseline)
@@ -160,7 +210,7 @@ class ImprovementRun:
         try:
             while True:
                 candidate.text, candidate.finish_reason = "", None
-                async with aclosing(self._speak(turn, candidate, index)) as deltas:
+                async with aclosing(self._speak(turn, candidate, index, budget)) as deltas:
                     async for delta in deltas:
                         yield delta
                 turn = attempt.send(candidate.text)
@@ -169,16 +219,16 @@ class ImprovementRun:
         except (BudgetExhausted, ContextTooLong):
             candidate.text, candidate.finish_reason = "", "token_budget"
 
-    async def _speak(self, turn: Turn, candidate: Candidate, index: int) -> AsyncGenerator[OutputDelta, None]:
-        """One generation, counted in the candidate, in the run's usage and in the budget, even when it is
+    async def _speak(
+        self, turn: Turn, candidate: Candidate, index: int, budget: TokenBudget
+    ) -> AsyncGenerator[OutputDelta, None]:
+        """One generation, counted in the candidate, in the run's usage and in the budgets, even when it is
         cut short."""
         engine = self.models.engine(turn.model)
         prompt = await self.plan.prompts.prepare(turn)
         max_tokens = self.plan.prompts.room(engine, prompt)
-        if max_tokens is None:
+        if max_tokens is None or not budget.fits((prompt.tokens or 0) + max_tokens):
             raise BudgetExhausted
-        worst_case = (prompt.tokens or 0) + max_tokens
-        self.budget.reserve(worst_case)
         tokens = TokenCount(prompt_tokens=prompt.tokens or 0)
         sampling = self.plan.prompts.sampling(engine, max_tokens, index, candidate.number, turn.phase)
         try:
@@ -190,17 +240,18 @@ class ImprovementRun:
                     if delta.text:
                         yield OutputDelta(index, candidate.number, turn.phase, delta.text)
         finally:
-            self.budget.settle(worst_case, tokens.total)
             candidate.usage.add(tokens)
             if index:
+                budget.used += tokens.total
                 self.usage.improve.add(tokens)
+            self.budget.used += tokens.total
 
     async def _judge(
         self, gate: Gate, candidates: list[Candidate], baseline: str
     ) -> tuple[list[Verdict | None], int]:
         """Score all candidates in one batch. A failure is an error only where scoring is required."""
         found: list[Verdict | None] = [None] * len(candidates)
-        written = [candidate for candidate in candidates if candidate.text.strip()]
+        written = [c for c in candidates if c.text.strip() and not c.violations]
         texts = [candidate.text for candidate in written]
         try:
             limited = self.budget.limit is not None
@@ -224,16 +275,27 @@ class ImprovementRun:
             found[candidate.number] = verdict
         return found, tokens
 
-    async def _can_start(self, baseline: str) -> bool:
-        """Whether the iteration's first prompt and its response fit the model's context and the token
-        budget."""
+    async def _worst_case(self, baseline: str) -> int | None:
+        """Tokens that an attempt's first generation may take at most; None when that does not fit the model's
+        context or the token budget."""
         turn = self.plan.first_turn(baseline)
         prompt = await self.plan.prompts.prepare(turn)
         room = self.plan.prompts.room(self.models.engine(turn.model), prompt)
-        return room is not None and self.budget.fits((prompt.tokens or 0) + room)
+        tokens = None if room is None else (prompt.tokens or 0) + room
+        return tokens if tokens is not None and self.budget.fits(tokens) else None
+
+    def _check(self, candidates: list[Candidate], index: int) -> Iterator[CandidateRejected]:
+        """Note which constraints the candidates break."""
+        for candidate in candidates:
+            if self.plan.checks and candidate.text.strip():
+                candidate.violations = self.plan.checks.violations(candidate.text, self.reference)
+                if candidate.violations:
+                    yield CandidateRejected(index, candidate.number, candidate.violations)
 
     def _accepts(self, chosen: Candidate, baseline: str, verdict: Verdict | None) -> bool:
-        if verdict is None and (self.gate is not None or chosen.finish_reason == "deadline"):
+        if chosen.violations:
+            return False
+        if verdict is None and (self.gate is not None or chosen.finish_reason in ("deadline", "cancelled")):
             return False
         return passes(chosen.text, baseline, verdict, self.options.min_win_probability)
 
@@ -248,19 +310,27 @@ class ImprovementRun:
             return
         if iteration.finish_reason == "token_budget":
             self.stop_reason = "token_budget"
-        elif self.gate and self.rejections >= self.options.patience and self.options.strategy != "best_of_n":
-            self.stop_reason = "gap" if self.options.patience == 1 else "patience"
+        elif self._impatient():
+            by_gap = self.options.patience == 1 and not iteration.violations
+            self.stop_reason = "gap" if by_gap else "patience"
         elif iteration.index >= self.plan.iteration_limit:
             self.stop_reason = "max_iterations"
 
+    def _impatient(self) -> bool:
+        judged = self.gate is not None or self.plan.checks is not None
+        return judged and self.rejections >= self.options.patience and self.options.strategy != "best_of_n"
+
     def _cut_short(self, candidates: list[Candidate]) -> None:
-        self.stop_reason = "deadline"
+        reason: Literal["cancelled", "deadline"] = "cancelled" if self.deadline.was_cut else "deadline"
+        self.stop_reason = reason
         for candidate in candidates:
-            candidate.finish_reason = candidate.finish_reason or "deadline"
+            candidate.finish_reason = candidate.finish_reason or reason
 
     @staticmethod
-    def _rank(candidate: Candidate, verdict: Verdict | None) -> tuple[bool, float]:
-        return bool(candidate.text.strip()), verdict.win_probability if verdict else 0.0
+    def _rank(candidate: Candidate, verdict: Verdict | None) -> tuple[bool, bool, float]:
+        """Scored ones by their score, then those that say something, the first of equals."""
+        probability = verdict.win_probability if verdict else -1.0
+        return bool(candidate.text.strip()), not candidate.violations, probability
 
     def _result(self, stop_reason: StopReason | None) -> Result:
         assert stop_reason is not None
@@ -275,6 +345,14 @@ class ImprovementRun:
             stop_reason=stop_reason,
             usage=self.usage,
             models=self.plan.model_names(),
+            identities=self.plan.identities(),
             scoring=self.scoring,
+            seed=self.seed,
             ms=1000 * (time.perf_counter() - self.started),
+            violations=self._broken(),
+            edits=hunks(self.reference, self.best) if self.options.edits else None,
         )
+
+    def _broken(self) -> tuple[Violation, ...]:
+        """The constraints that the final response breaks: what was accepted breaks none, a reference may."""
+        return self.plan.checks.violations(self.best, self.reference) if self.plan.checks else ()

@@ -1,12 +1,15 @@
 """What one run is asked to do, and what it has to do it with."""
 
 import hashlib
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from app.engines.base import Engine, Message, Scorer
 from app.errors import BadRequest
 from app.improve.gate import GapCalibration
+from app.improve.keep import Keep
 from app.improve.turns import DEFAULT_RUBRIC, ModelName, StrategyName
 
 ScoringMode = Literal["off", "best_effort", "required"]
@@ -21,6 +24,8 @@ class Models:
     scorer: Scorer | None = None
     calibration: GapCalibration = field(default_factory=GapCalibration)
     improve_turn: str = ""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Content hashes of the checkpoints that have one, by policy, improver, gap_reward."""
 
     def engine(self, name: ModelName) -> Engine:
         """Raises `BadRequest` for a model that the server does not have."""
@@ -40,6 +45,7 @@ class Options:
     """The options of one run. None means: the checkpoint's own recommendation, or no limit.
 
     `deadline_s` counts from the start of the run; `max_total_tokens` covers drafting, improving and scoring.
+    `edits`: the result says how it differs from the reference, and each iteration from its baseline.
     """
 
     messages: tuple[Message, ...]
@@ -58,6 +64,13 @@ class Options:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     rubric: str = DEFAULT_RUBRIC
+    keep: Keep | None = None
+    edits: bool = False
+
+
+def draw_seed() -> int:
+    """A seed of 32 bits for a run that was given none: so every run can be run again."""
+    return secrets.randbits(32)
 
 
 def derive_seed(seed: int | None, *place: object) -> int | None:

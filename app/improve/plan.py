@@ -1,10 +1,11 @@
 """A run before it starts: every choice that follows from the request and the models, and every refusal."""
 
 from app.engines.base import Comparison
-from app.errors import BadRequest, ContextTooLong, ScoringUnavailable
+from app.errors import AppError, BadRequest, ContextTooLong, ScoringUnavailable
 from app.improve import turns
 from app.improve.events import Scoring
 from app.improve.gate import Gate
+from app.improve.keep import Checks
 from app.improve.options import Models, Options
 from app.improve.prompts import Prompts
 from app.improve.turns import ModelName, Strategy, Turn
@@ -17,17 +18,21 @@ class Plan:
     async def make(cls, models: Models, options: Options) -> "Plan":
         """Raises `BadRequest`, `ContextTooLong` or `ScoringUnavailable` for what cannot be served, before
         anything is generated."""
-        plan = cls(models, options)
+        problem = None if options.scoring == "off" else await _scoring_problem(models)
+        plan = cls(models, options, problem)
         await plan._check_lengths()
         await plan._check_scorer_length()
         return plan
 
-    def __init__(self, models: Models, options: Options) -> None:
+    def __init__(self, models: Models, options: Options, scoring_problem: str | None) -> None:
+        """`scoring_problem`: why nothing can be scored now, None when the gap reward is up."""
         self.models, self.options = models, options
+        self.scoring_problem = scoring_problem
         self.scoring: Scoring = self._scoring()
         self.strategy: Strategy = self._strategy()
         self.iteration_limit, self.width = self._limits()
         self.prompts = Prompts(models, options)
+        self.checks = Checks(options.keep, options.reference) if options.keep else None
         self._check_names()
 
     def gate(self) -> Gate | None:
@@ -51,15 +56,19 @@ class Plan:
             found["gap_reward"] = self.models.scorer.model_id
         return found
 
+    def identities(self) -> dict[str, str]:
+        """The content hashes of those checkpoints, where they are known."""
+        known = self.models.identities
+        return {name: known[name] for name in self.model_names() if name in known}
+
     def _scoring(self) -> Scoring:
         if self.options.scoring == "off":
             return "off"
-        if self.models.scorer is not None:
+        if self.scoring_problem is None:
             return "gap"
         if self.options.scoring == "required":
             raise ScoringUnavailable(
-                "Scoring is required, and this server has no gap reward."
-                " Start it with --gap-reward, or send scoring: best_effort or off.",
+                f"Scoring is required. {self.scoring_problem} Or send scoring: best_effort or off.",
                 param="scoring",
             )
         return "skipped"
@@ -75,8 +84,7 @@ class Plan:
             )
         if self.scoring == "skipped":
             raise ScoringUnavailable(
-                "best_of_n chooses by score, and this server has no gap reward. Start it with --gap-reward.",
-                param="strategy",
+                f"best_of_n chooses by score. {self.scoring_problem}", param="strategy"
             )
         return turns.best_of_n()
 
@@ -140,3 +148,14 @@ class Plan:
                 f" holds {scorer.context_length}. Shorten them, or send scoring: best_effort.",
                 param="messages",
             )
+
+
+async def _scoring_problem(models: Models) -> str | None:
+    """Why nothing can be scored now; None when the gap reward is up, for all that is known."""
+    if models.scorer is None:
+        return "This server has no gap reward: start it with --gap-reward."
+    try:
+        await models.scorer.check_health()
+    except AppError as error:
+        return error.message
+    return None

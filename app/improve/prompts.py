@@ -1,9 +1,9 @@
 """Prompts and sampling: token ids, the room they leave for a response, and how it is sampled."""
 
-from app.engines.base import Engine, Prompt, Sampling
+from app.engines.base import Constraint, Engine, Prompt, Sampling
 from app.errors import ContextTooLong
 from app.improve.options import Models, Options, derive_seed
-from app.improve.turns import Turn
+from app.improve.turns import Phase, Turn
 
 DEFAULT_MAX_TOKENS = 512
 SMALLEST_ROOM = 16
@@ -39,18 +39,22 @@ class Prompts:
         wanted = engine.defaults.max_tokens or DEFAULT_MAX_TOKENS
         return min(wanted, left) if left >= min(wanted, SMALLEST_ROOM) else None
 
-    def sampling(self, engine: Engine, max_tokens: int, *place: object) -> Sampling:
-        """The request's sampling over the checkpoint's. `place` (iteration, candidate, phase) makes the
-        seed differ."""
+    def sampling(
+        self, engine: Engine, max_tokens: int, index: int, candidate: int, phase: Phase
+    ) -> Sampling:
+        """The request's sampling over the checkpoint's. Iteration, candidate and phase make the seed differ;
+        a response is generated in the form that it must have."""
         options, defaults = self.options, engine.defaults
+        schema = options.keep.json_schema if options.keep and phase != "feedback" else None
         return Sampling(
             max_tokens=max_tokens,
             temperature=defaults.temperature if options.temperature is None else options.temperature,
             top_p=defaults.top_p if options.top_p is None else options.top_p,
             top_k=defaults.top_k,
             repetition_penalty=defaults.repetition_penalty,
-            seed=derive_seed(options.seed, *place),
+            seed=derive_seed(options.seed, index, candidate, phase),
             stop=options.stop,
+            constraint=None if schema is None else Constraint(schema),
         )
 
     async def check_room(self, turn: Turn, blame: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""Two helpers for async generators: several side by side, and one under a deadline."""
+"""Helpers for async generators: several side by side, and one under a deadline that can be moved to now."""
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
@@ -15,15 +16,41 @@ class _End(enum.Enum):
 _DONE = _End.DONE
 
 
-async def within(stream: AsyncGenerator[T, None], deadline: float | None) -> AsyncGenerator[T, None]:
-    """The items of `stream` until `deadline` (in the event loop's time). Closing it closes `stream`.
+class Deadline:
+    """When a run must end, in the event loop's time (None: never). `cut` makes it now, for whoever waits
+    too."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        self.was_cut = False
+        self._timeout: asyncio.Timeout | None = None
+
+    def limit(self) -> asyncio.Timeout:
+        """`async with deadline.limit()` raises `TimeoutError` when the deadline passes. One at a time."""
+        self._timeout = asyncio.timeout_at(self.at)
+        return self._timeout
+
+    @property
+    def passed(self) -> bool:
+        return self.at is not None and asyncio.get_running_loop().time() >= self.at
+
+    def cut(self) -> None:
+        """Make the deadline now."""
+        self.was_cut, self.at = True, asyncio.get_running_loop().time()
+        if self._timeout:
+            with contextlib.suppress(RuntimeError):  # it has ended: nobody waits
+                self._timeout.reschedule(self.at)
+
+
+async def within(stream: AsyncGenerator[T, None], deadline: Deadline) -> AsyncGenerator[T, None]:
+    """The items of `stream` until `deadline`. Closing it closes `stream`.
 
     Raises `TimeoutError` when the deadline passes. Only the wait for an item is under the timeout: while
     the caller holds an item, no cancellation can reach it.
     """
     try:
         while True:
-            async with asyncio.timeout_at(deadline):
+            async with deadline.limit():
                 item = await anext(stream, _DONE)
             if item is _DONE:
                 return

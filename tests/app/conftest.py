@@ -1,7 +1,10 @@
 """A server of fakes, reached without a socket."""
 
-from collections.abc import AsyncGenerator, Callable
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,9 +14,12 @@ from fastapi import FastAPI
 from app.improve.options import Models
 from app.main import create_app
 from app.settings import Settings
+from app.store.database import Database, upgrade_database
+from tests.app import postgres
 from tests.app.fakes import factory_of, fake_models
 
 Serve = Callable[..., Any]
+_numbers = count()
 
 
 @pytest.fixture
@@ -26,6 +32,54 @@ async def serve() -> AsyncGenerator[Serve, None]:
             return await stack.enter_async_context(running(app))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[str]:
+    """The URL of a PostgreSQL of the session's own."""
+    try:
+        with postgres.cluster() as url:
+            yield url
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+async def new_postgres(cluster: str) -> str:
+    """The URL of an empty database in the cluster."""
+    name = f"pit_{next(_numbers)}"
+    await execute(cluster, f"CREATE DATABASE {name}")
+    return cluster.replace("/postgres?", f"/{name}?")
+
+
+async def execute(url: str, statement: str) -> list[Any]:
+    """Run one statement, and give its rows."""
+    database = Database(url)
+    engine = database.engine
+    if not database.is_sqlite:  # CREATE DATABASE is no part of a transaction
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.begin() as connection:
+            done = await connection.exec_driver_sql(statement)
+            return [tuple(row) for row in done] if done.returns_rows else []
+    finally:
+        await database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store: the same tests on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/pit.db"
+    url = await new_postgres(request.getfixturevalue("postgres_cluster"))
+    await upgrade_database(url)
+    return url
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 class running:

@@ -8,7 +8,18 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from app.checkpoint import SamplingDefaults
-from app.engines.base import Comparison, Delta, Message, Prompt, Sampling, Scores, Tools
+from app.engines.base import (
+    Comparison,
+    Delta,
+    FinishReason,
+    Message,
+    Prompt,
+    Sampling,
+    Scores,
+    TokenLogprob,
+    ToolCallDelta,
+    Tools,
+)
 from app.errors import AppError, ContextTooLong, EngineFailed
 from app.improve.gate import GapCalibration
 from app.improve.options import Models
@@ -45,7 +56,10 @@ def words_of(text: str) -> int:
 
 @dataclass
 class FakeEngine:
-    """Writes words drawn from `WORDS` by the prompt and the seed, one token a word, or what `script` says."""
+    """Writes words drawn from `WORDS` by the prompt and the seed, one token a word, or what `script` says.
+
+    Asked for a prompt with tools, it writes `calls` after its words.
+    """
 
     context_length: int = 256
     defaults: SamplingDefaults = field(default_factory=lambda: SamplingDefaults(0.7, max_tokens=12))
@@ -53,12 +67,16 @@ class FakeEngine:
     delay_s: float = 0.0
     script: Callable[[Sequence[Message]], str] | None = None
     failure: AppError | None = None
+    calls: tuple[ToolCallDelta, ...] = ()
     closed: bool = False
     running: int = 0
     started: int = 0
     aborted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     prompts: list[list[Message]] = field(default_factory=list)
     samplings: list[Sampling] = field(default_factory=list)
+    tools: list[Tools | None] = field(default_factory=list)
     _chats: dict[int, list[Message]] = field(default_factory=dict)
 
     async def prepare(
@@ -69,6 +87,7 @@ class FakeEngine:
         text = "\n".join(f"{m['role']}:{m['content']}" for m in messages)
         name = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
         self._chats[name] = list(messages)
+        self.tools.append(tools)
         ids = [name, *range(1, sum(2 + words_of(m["content"]) for m in messages) + 1)]
         return Prompt(ids, len(ids))
 
@@ -77,6 +96,11 @@ class FakeEngine:
             return await self.prepare([{"role": "text", "content": text}])
         return Prompt(list(text), len(text))
 
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        content = (await self.prepare(messages)).content
+        assert isinstance(content, list)
+        return content
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert isinstance(prompt.content, list)
         prompt_ids: list[int] = prompt.content
@@ -84,6 +108,7 @@ class FakeEngine:
             raise EngineFailed("The fake engine is closed.")
         self.started += 1
         self.running += 1
+        self.prompt_tokens += len(prompt_ids)
         chat = self._chats.get(prompt_ids[0], [])
         self.prompts.append(chat)
         self.samplings.append(sampling)
@@ -97,13 +122,33 @@ class FakeEngine:
                 last = number == len(words)
                 finished = last
                 text = word if number == 1 else " " + word
-                yield Delta(text, 1, ("stop" if ends else "length") if last else None)
+                self.completion_tokens += 1
+                reason: FinishReason = "stop" if ends else "length"
+                calls: tuple[ToolCallDelta, ...] = ()
+                if last and self.tools and (tools := self.tools[-1]) and tools.choice != "none":
+                    reason, calls = "tool_calls", self.calls
+                yield Delta(
+                    text,
+                    1,
+                    reason if last else None,
+                    logprobs=self._logprobs(text, sampling.logprobs),
+                    tool_calls=calls,
+                )
             if not words:
                 finished = True
+                self.completion_tokens += 1
                 yield Delta("", 1, "stop")
         finally:
             self.running -= 1
             self.aborted += 0 if finished else 1
+
+    @staticmethod
+    def _logprobs(token: str, top: int | None) -> tuple[TokenLogprob, ...]:
+        """The word has probability 1/2, each of `top` others an eighth of the one before."""
+        if top is None:
+            return ()
+        others = [(f"{token}{n}", -0.7 - 2.1 * n) for n in range(1, top + 1)]
+        return (TokenLogprob(token, -0.7, ((token, -0.7), *others)),)
 
     def _text(
         self, chat: Sequence[Message], prompt_ids: Sequence[int], sampling: Sampling
@@ -144,6 +189,8 @@ class FakeScorer:
     failure: AppError | None = None
     fail_from_call: int = 0
     calls: int = 0
+    tokens: int = 0
+    down: AppError | None = None
     closed: bool = False
 
     async def encode(self, comparison: Comparison) -> list[int]:
@@ -159,7 +206,12 @@ class FakeScorer:
         if max(lengths) > self.context_length:
             raise ContextTooLong("Too long for the fake gap reward.", param="messages")
         values = [self.value(c.candidate) - self.value(c.baseline) + self.offset for c in comparisons]
+        self.tokens += sum(lengths)
         return Scores(values, sum(lengths))
+
+    async def check_health(self) -> None:
+        if self.down:
+            raise self.down
 
     async def close(self) -> None:
         self.closed = True

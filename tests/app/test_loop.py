@@ -1,130 +1,22 @@
-"""The improvement loop: the laws that hold for every run, and each way a run can go."""
+"""The improvement loop: each way a run can go."""
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.engines.base import Message
 from app.errors import BadRequest, ContextTooLong, DeadlineExceeded, EngineFailed, ScoringUnavailable
 from app.improve.events import (
     CandidateScored,
-    Event,
-    IterationAccepted,
-    IterationRejected,
-    IterationStarted,
     OutputDelta,
-    Result,
     RunCompleted,
-    RunCreated,
-    RunFailed,
 )
-from app.improve.gate import same_text
 from app.improve.loop import ImprovementRun
-from app.improve.options import Models, Options
 from tests.app.fakes import IMPROVE_TURN, FakeEngine, FakeScorer, fake_models
-
-QUESTION: tuple[Message, ...] = ({"role": "user", "content": "What is the price ?"},)
-
-
-def options(**changes: Any) -> Options:
-    return replace(Options(messages=QUESTION, reference="no", seed=1), **changes)
-
-
-async def collect(models: Models, chosen: Options) -> list[Event]:
-    run = await ImprovementRun.start(models, chosen)
-    async with aclosing(run.events()) as events:
-        return [event async for event in events]
-
-
-async def result_of(models: Models, chosen: Options) -> Result:
-    last = (await collect(models, chosen))[-1]
-    if isinstance(last, RunFailed):
-        raise last.error
-    assert isinstance(last, RunCompleted)
-    return last.result
-
-
-any_options = st.builds(
-    Options,
-    messages=st.just(QUESTION),
-    reference=st.one_of(st.none(), st.just("no"), st.just("the lamp is red")),
-    strategy=st.sampled_from(["pit", "self_refine", "best_of_n"]),
-    max_iterations=st.integers(1, 6),
-    candidates=st.integers(1, 4),
-    scoring=st.sampled_from(["best_effort", "required"]),
-    min_win_probability=st.floats(0.5, 1),
-    patience=st.integers(1, 4),
-    max_total_tokens=st.one_of(st.none(), st.integers(1, 600)),
-    max_tokens=st.one_of(st.none(), st.integers(1, 40)),
-    seed=st.integers(0, 10_000),
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(chosen=any_options, centering=st.sampled_from(["self", "antisymmetric"]))
-def test_laws_of_a_gated_run(chosen: Options, centering: Any) -> None:
-    """With the gate on: the score never falls, budgets hold, and the events tell one consistent story."""
-    scorer = FakeScorer()
-    models = fake_models(scorer=scorer)
-    models = replace(models, calibration=replace(models.calibration, centering=centering))
-    try:
-        events = asyncio.run(collect(models, chosen))
-    except (BadRequest, ContextTooLong):
-        return
-    assert isinstance(events[0], RunCreated)
-    assert isinstance(events[-1], RunCompleted)
-    result = events[-1].result
-    value = scorer.value(result.reference)
-    best = result.reference
-    for iteration in result.iterations:
-        if iteration.accepted:
-            assert iteration.win_probability is not None
-            assert iteration.win_probability >= chosen.min_win_probability
-            assert scorer.value(iteration.text) >= value, (
-                "an accepted response scores lower than the one before"
-            )
-            assert not same_text(iteration.text, best)
-            value, best = scorer.value(iteration.text), iteration.text
-    assert result.response == best
-    assert result.improved == (not same_text(best, result.reference))
-    if chosen.max_total_tokens is not None:
-        assert result.usage.total_tokens <= chosen.max_total_tokens
-    assert len(result.iterations) <= (1 if chosen.strategy == "best_of_n" else chosen.max_iterations)
-    assert_well_formed(events, result)
-    for engine in (models.policy, models.improver):
-        assert isinstance(engine, FakeEngine)
-        assert engine.running == 0
-
-
-def assert_well_formed(events: list[Event], result: Result) -> None:
-    """Every iteration that started is closed once, in order, and the sums of tokens agree."""
-    starts = [e.index for e in events if isinstance(e, IterationStarted)]
-    ends = [e.iteration for e in events if isinstance(e, IterationAccepted | IterationRejected)]
-    assert starts == [i.index for i in ends] == list(range(1, len(ends) + 1))
-    assert ends == result.iterations
-    spent = sum(i.usage.total for i in result.iterations) + result.usage.draft.total
-    assert spent == result.usage.total_tokens
-
-
-@settings(max_examples=50, deadline=None)
-@given(chosen=any_options)
-def test_the_same_seed_gives_the_same_run(chosen: Options) -> None:
-    """Reproducible runs: nothing but the seed and the request decides the texts."""
-
-    def texts() -> Any:
-        try:
-            found = asyncio.run(result_of(fake_models(), chosen))
-        except BadRequest:
-            return None
-        return found.response, found.stop_reason, [i.text for i in found.iterations]
-
-    assert texts() == texts()
+from tests.app.loops import QUESTION, collect, options, result_of
 
 
 async def test_every_generation_of_a_run_has_its_own_seed() -> None:

@@ -2,105 +2,28 @@
 leaves."""
 
 import asyncio
+import json
 import re
-import socket
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
-import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.engines.vllm import VllmEngine
-from app.main import create_app
-from app.runtime import Served
-from app.settings import Settings
+from app.replay import difference
 
 pytestmark = pytest.mark.engine
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the price of the lamp?"}]
-
-
-@pytest.fixture(scope="session")
-async def url(served: Served) -> AsyncGenerator[str, None]:
-    """The session's engine behind HTTP."""
-
-    async def close() -> None:
-        """The engine goes on: other tests use it."""
-
-    async def factory(_: Settings) -> Served:
-        return Served(served.models, close, served.engine_version, served.engine_metrics)
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(), factory), log_level="error"))
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    await task
 
 
 @pytest.fixture
 async def http(url: str) -> AsyncGenerator[httpx.AsyncClient, None]:
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         yield client
-
-
-@pytest.fixture
-async def client(url: str) -> AsyncGenerator[openai.AsyncOpenAI, None]:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.mark.parametrize("model", ["policy", "pit"])
-async def test_the_openai_client_chats(client: openai.AsyncOpenAI, model: str) -> None:
-    answer = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=8, seed=1)
-    assert answer.choices[0].finish_reason in ("stop", "length")
-    assert answer.usage is not None
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    again = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=8, seed=1)
-    assert again.choices[0].message.content == answer.choices[0].message.content
-    text, usage = "", None
-    stream = await client.chat.completions.create(
-        model=model,
-        messages=MESSAGES,
-        max_tokens=8,
-        seed=1,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    async for chunk in stream:
-        usage = chunk.usage
-        text += "".join(choice.delta.content or "" for choice in chunk.choices)
-    assert text == answer.choices[0].message.content
-    assert usage is not None
-    assert usage.completion_tokens == answer.usage.completion_tokens
-
-
-async def test_the_openai_client_lists_models_and_sees_errors(client: openai.AsyncOpenAI, url: str) -> None:
-    assert [model.id for model in (await client.models.list()).data] == ["policy", "pit"]
-    with pytest.raises(openai.BadRequestError) as caught:
-        await client.chat.completions.create(model="gpt-4", messages=MESSAGES)
-    assert caught.value.param == "model"
-    with pytest.raises(openai.BadRequestError) as caught:
-        await client.chat.completions.create(
-            model="policy", messages=[{"role": "user", "content": "word " * 400}]
-        )
-    assert caught.value.code == "context_length_exceeded"
-    extra = {"pit": {"max_iterations": 1, "strategy": "self_refine"}}
-    answer = await client.chat.completions.create(
-        model="pit", messages=MESSAGES, max_tokens=8, extra_body=extra
-    )
-    assert answer.object == "chat.completion"
-
-    def synchronous() -> str:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as plain:
-            found = plain.chat.completions.create(model="policy", messages=MESSAGES, max_tokens=4)
-            return found.id
-
-    assert (await asyncio.to_thread(synchronous)).startswith("chatcmpl-")
 
 
 @pytest.mark.parametrize("strategy", ["pit", "self_refine", "best_of_n"])
@@ -164,6 +87,36 @@ async def test_many_runs_side_by_side_do_not_mix(http: httpx.AsyncClient) -> Non
         alone = (await http.post("/v1/improve", json=bodies[n])).json()
         assert answers[n].json()["reference"] == alone["reference"]
         assert answers[n].json()["response"] == alone["response"]
+
+
+async def test_a_stored_run_replays_identically(http: httpx.AsyncClient, real_engine: VllmEngine) -> None:
+    """A seed was drawn, sampling is warm, other runs were in the batch: the same run again, and no other
+    model."""
+    body = {"messages": MESSAGES, "candidates": 3, "patience": 2, "max_tokens": 12, "temperature": 1.0}
+    answers = await asyncio.gather(*(http.post("/v1/improve", json=body) for _ in range(4)))
+    for answer in answers:
+        run = (await http.get(f"/v1/improve/{answer.json()['id']}")).json()
+        again = (await http.post("/v1/improve", json=run["request"])).json()
+        found = difference(run["result"], again)
+        assert found["identical"], found
+        assert found["models"] == []
+        assert again["identities"].keys() == again["models"].keys()
+
+
+async def test_a_run_is_cancelled_in_the_engine_and_its_caller_gets_its_best(
+    http: httpx.AsyncClient, real_engine: VllmEngine
+) -> None:
+    body = {"messages": MESSAGES, "reference": "No.", "max_tokens": 200, "candidates": 8, "stream": True}
+    async with http.stream("POST", "/v1/improve", json=body) as response:
+        lines = response.aiter_lines()
+        created = [await anext(lines) for _ in range(3)][2]
+        run_id = json.loads(created.removeprefix("data: "))["id"]
+        cancelled = (await http.post(f"/v1/improve/{run_id}/cancel")).json()
+        rest = [line async for line in lines if line.startswith("data: ")]
+    answer = json.loads(rest[-1].removeprefix("data: "))["improvement"]
+    assert (answer["stop_reason"], answer["response"], answer["stored"]) == ("cancelled", "No.", True)
+    assert (cancelled["state"], cancelled["result"]) == ("cancelled", answer)
+    assert not real_engine._llm.get_num_unfinished_requests()
 
 
 async def test_metrics_after_all_this(http: httpx.AsyncClient, checkpoints: dict[str, Path]) -> None:

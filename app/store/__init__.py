@@ -1,0 +1,1 @@
+"""Stored runs: SQLAlchemy tables, Alembic migrations, one writer task, retention."""

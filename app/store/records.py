@@ -1,0 +1,38 @@
+"""A run as it is stored."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.improve.events import StopReason
+
+RunState = Literal["running", "completed", "failed", "cancelled"]
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run: what its row holds and, while it is written, its events.
+
+    `request`, `result` and `error` are JSON text; an event is its type and its JSON text, numbered from 1.
+    """
+
+    id: str
+    created: float
+    request: str
+    owner: str | None = None
+    state: RunState = "running"
+    finished: float | None = None
+    stop_reason: StopReason | None = None
+    iterations: int | None = None
+    result: str | None = None
+    error: str | None = None
+    events: list[tuple[str, str]] = field(default_factory=list)
+    # The writer's notes: whether the row is in the database, how many events are, whether all of it is.
+    has_row: bool = False
+    written: int = 0
+    stored: "asyncio.Future[bool] | None" = None
+
+    def size(self) -> int:
+        """Characters of everything that is stored of it, as an estimate of bytes."""
+        texts = (self.request, self.result or "", self.error or "")
+        return sum(map(len, texts)) + sum(len(data) + 40 for _, data in self.events)

@@ -1,0 +1,128 @@
+"""The store of runs: opened at start, written by one task, read by the endpoints."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from sqlalchemy import select, tuple_, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.errors import Overloaded, StoreError
+from app.settings import Settings
+from app.store.database import Database, reason
+from app.store.records import RunRecord
+from app.store.tables import run_events, runs
+from app.store.upkeep import Upkeep
+from app.store.writer import RunWriter
+from app.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+RECHECK_S = 2.0
+SUMMARY = (
+    runs.c.id, runs.c.created, runs.c.owner, runs.c.state, runs.c.finished, runs.c.stop_reason,
+    runs.c.iterations,
+)  # fmt: skip
+WHOLE = (*SUMMARY, runs.c.request, runs.c.result, runs.c.error)
+
+
+class Store:
+    """`problem` is why the database cannot be used, or None."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry, on_cancel: Callable[[str], None]) -> None:
+        """`on_cancel` gets the id of a run of this server that is to be cancelled. Raises `StoreError`."""
+        self.database = Database(settings.database, settings.store_timeout_s)
+        server = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
+        self.writer = RunWriter(self.database, telemetry, server)
+        max_age_s = 86400 * settings.retention_days or None
+        self.upkeep = Upkeep(
+            self.database, server, on_cancel, max_age_s, 1e6 * settings.retention_mb or None
+        )
+        self.problem: str | None = None
+        self._recheck: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Migrate an SQLite database; look whether PostgreSQL has the schema, again and again until it has.
+
+        Raises `StoreError` where the database is SQLite: a file that cannot be used now never can.
+        """
+        try:
+            await self.database.open()
+        except StoreError as error:
+            if self.database.is_sqlite:
+                raise
+            self.problem = str(error)
+            log.warning("not ready: %s", error)
+            self._recheck = asyncio.create_task(self._until_usable())
+        self.writer.start()
+        self.upkeep.start()
+
+    async def _until_usable(self) -> None:
+        while self.problem:
+            await asyncio.sleep(RECHECK_S)
+            try:
+                await self.database.open()
+                self.problem = None
+            except StoreError as error:
+                self.problem = str(error)
+
+    async def close(self) -> None:
+        """Write what is left, and close the connections."""
+        if self._recheck:
+            self._recheck.cancel()
+            await asyncio.gather(self._recheck, return_exceptions=True)
+        await self.upkeep.stop()
+        await self.writer.stop()
+        await self.database.close()
+
+    @contextlib.asynccontextmanager
+    async def _answering(self) -> AsyncGenerator[None, None]:
+        """Raises `Overloaded` when the database does not answer in the body."""
+        try:
+            async with asyncio.timeout(self.database.timeout_s):
+                yield
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("the database of stored runs does not answer: %s", reason(error))
+            raise Overloaded(
+                "The database of stored runs does not answer. Try again in some seconds.",
+                code="store_unavailable",
+            ) from None
+
+    async def run(self, run_id: str) -> RunRecord | None:
+        """A stored run without its events."""
+        async with self._answering(), self.database.reading() as connection:
+            row = (await connection.execute(select(*WHOLE).where(runs.c.id == run_id))).first()
+        return None if row is None else RunRecord(**row._mapping)
+
+    async def events(self, run_id: str, after: int, limit: int) -> Sequence[tuple[int, str, str]]:
+        """Number, type and data of the events with greater numbers, at most `limit` of them, in order."""
+        wanted = (
+            select(run_events.c.number, run_events.c.type, run_events.c.data)
+            .where(run_events.c.run_id == run_id, run_events.c.number > after)
+            .order_by(run_events.c.number)
+            .limit(limit)
+        )
+        async with self._answering(), self.database.reading() as connection:
+            return [(row.number, row.type, row.data) for row in await connection.execute(wanted)]
+
+    async def page(self, limit: int, after: str | None) -> list[RunRecord] | None:
+        """The latest runs, or those before the run `after`: without request, result and error. None: there
+        is no run `after`."""
+        place = tuple_(runs.c.created, runs.c.id)
+        wanted = select(*SUMMARY).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
+        async with self._answering(), self.database.reading() as connection:
+            if after is not None:
+                created = await connection.scalar(select(runs.c.created).where(runs.c.id == after))
+                if created is None:
+                    return None
+                wanted = wanted.where(place < tuple_(created, after))
+            return [RunRecord(request="", **row._mapping) for row in await connection.execute(wanted)]
+
+    async def request_cancel(self, run_id: str) -> None:
+        """Ask the server that runs this run to cancel it. It hears of it within some seconds."""
+        wanted = update(runs).where(runs.c.id == run_id).values(cancel_requested=True)
+        async with self._answering():
+            await self.database.write(lambda connection: connection.execute(wanted))

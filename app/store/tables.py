@@ -1,0 +1,58 @@
+"""The tables. Migrations make them; a test compares the two.
+
+Request, result, error and event data are JSON as text, so that what is read is byte for byte what was sent.
+Times are seconds since the epoch.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+)
+
+HEAD = "0001"
+"""The newest revision in migrations/versions: the one that this version of the server works with."""
+
+metadata = MetaData()
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), comment="the API key that sent it; null without keys"),
+    Column("server", String(128), nullable=False, comment="the server process that runs or ran it"),
+    Column("alive", Double, nullable=False, comment="when that server last said that it runs"),
+    Column("created", Double, nullable=False),
+    Column("finished", Double),
+    Column("state", String(16), nullable=False, comment="running, completed, failed or cancelled"),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("stop_reason", String(32)),
+    Column("iterations", Integer),
+    Column("bytes", BigInteger, nullable=False, comment="size of the run with its events, for retention"),
+    Column("request", Text, nullable=False, comment="without stream, with the run's seed"),
+    Column("result", Text),
+    Column("error", Text),
+    Index("runs_by_created", "created", "id"),
+    Index("runs_by_finished", "finished", "bytes"),
+    Index("runs_by_state", "state", "server"),
+)
+
+run_events = Table(
+    "run_events",
+    metadata,
+    Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("type", String(32), nullable=False),
+    Column("data", Text, nullable=False),
+    # One B-tree, in the order in which events are read.
+    sqlite_with_rowid=False,
+)
