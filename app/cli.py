@@ -189,6 +189,7 @@ def _doctor(
     from app.doctor import examine
     from app.doctor.report import show
 
+    given = {name: value for name, value in given.items() if value != []}
     healthy = show(examine(config, given, run_engines=deep), Console(), as_json)
     raise typer.Exit(0 if healthy else 1)
 
@@ -197,7 +198,11 @@ def _with_the_options_of(command: Callable[..., None], function: Callable[..., N
     """`function` with the parameters of `command` in place of its **keywords, for Typer to read."""
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     taken = {parameter.name for parameter in own}
-    others = [p for p in inspect.signature(command).parameters.values() if p.name not in taken]
+    others = [
+        parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name not in taken and parameter.annotation is not typer.Context
+    ]
     parameters = [*others, *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}

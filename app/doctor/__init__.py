@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.doctor import checkpoints, configuration, deep, machine, packages
+from app.doctor import checkpoints, configuration, deep, machine, packages, upstreams
 from app.doctor.report import Finding
 from app.settings import Settings
 
@@ -17,12 +17,15 @@ def examine(config: Path | None, given: dict[str, Any], *, run_engines: bool = F
     settings, found = configuration.load(config, given)
     yield from found
     yield from machine.check(settings or Settings.model_construct())
-    yield from packages.check()
+    remote = settings is not None and checkpoints.is_remote(settings)
+    yield from packages.check(needed=not remote)
     if settings is None:
         return
+    if remote:
+        yield from upstreams.check(settings)
     read = checkpoints.read(settings, hash_everything=run_engines)
     yield from read.findings
-    yield from checkpoints.compare(read)
+    yield from checkpoints.compare(settings, read)
     yield from checkpoints.memory(settings, read)
     broken = any(finding.status == "fail" for finding in [*found, *read.findings])
     if run_engines:

@@ -30,11 +30,17 @@ class Read:
     findings: list[Finding] = field(default_factory=list)
 
 
+def is_remote(settings: Settings) -> bool:
+    """Whether upstream servers have the models that generate."""
+    urls = any(getattr(settings, f"{flag}_url", ()) for flag in ("policy", "improver"))
+    return urls and not settings.policy and not settings.improver
+
+
 def read(settings: Settings, *, hash_everything: bool) -> Read:
     """Read every directory that the settings name."""
     found = Read()
     paths: dict[Flag, Path | None] = {flag: getattr(settings, flag) for flag in FLAGS}
-    if not settings.policy and not settings.improver:
+    if not settings.policy and not settings.improver and not is_remote(settings):
         advice = "give --policy DIR, and --improver DIR and --gap-reward DIR to improve"
         found.findings.append(fail("checkpoints", "none is given", advice))
     for flag, path in paths.items():
@@ -107,16 +113,17 @@ def _has_template(path: Path) -> bool:
     return isinstance(content, dict) and bool(content.get("chat_template"))
 
 
-def compare(found: Read) -> Iterator[Finding]:
+def compare(settings: Settings, found: Read) -> Iterator[Finding]:
     """The checkpoints beside each other."""
     policy, reward = found.checkpoints.get("policy"), found.checkpoints.get("gap_reward")
     improver = found.checkpoints.get("improver")
     if not improver and policy and policy.manifest and policy.manifest.role == "policy+improver":
         improver = policy
-    if not improver and not any(finding.subject == "improver" for finding in found.findings):
+    said = {finding.subject for finding in found.findings}
+    if not improver and "improver" not in said and not getattr(settings, "improver_url", ()):
         yield warn("improver", "none: strategy pit is refused", "give --improver DIR")
     if not reward:
-        if not any(finding.subject == "gap-reward" for finding in found.findings):
+        if "gap-reward" not in said and not getattr(settings, "gap_reward_url", ()):
             advice = "give --gap-reward DIR"
             yield warn("gap-reward", "none: nothing keeps an answer from getting worse", advice)
         return

@@ -9,13 +9,15 @@ import sys
 from collections import namedtuple
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.doctor import checkpoints, configuration, deep, examine, machine, packages
+from app.doctor import checkpoints, configuration, deep, examine, machine, packages, upstreams
 from app.doctor.report import Finding
 from app.settings import Settings
 from tests.tiny import IMPROVE_TURN, write_manifest
@@ -207,6 +209,34 @@ def test_variables_that_hurt(
     status, text = said(configuration.load(None, run)[1], name)
     assert status == "warn"
     assert name != "PIT_PROT" or "did you mean port" in text
+
+
+def test_upstreams_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They answer, lack the model, refuse, are away, or are something else."""
+    settings: Any = SimpleNamespace(
+        policy=None,
+        improver=None,
+        policy_url=("http://good", "http://refuses", "http://away", "http://odd"),
+        improver_url=("http://good",),
+        improver_model="theirs",
+    )
+    assert checkpoints.is_remote(settings) and not checkpoints.is_remote(Settings())
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        request = httpx.Request("GET", url)
+        if "away" in url:
+            raise httpx.ConnectError("refused", request=request)
+        status, body = (401 if "refuses" in url else 200), {"data": [{"id": "ours"}]}
+        return httpx.Response(status, json=[] if "odd" in url else body, request=request)
+
+    monkeypatch.setattr("httpx.get", get)
+    found = list(upstreams.check(settings))
+    assert [finding.status for finding in found] == ["ok", "fail", "fail", "fail", "fail"]
+    texts = "ours", "401", "ConnectError", "list its models", "no model theirs"
+    for finding, text in zip(found, texts, strict=True):
+        assert text in finding.message
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert {finding.status for finding in packages.check(needed=False)} == {"ok"}
 
 
 def test_deep_starts_nothing_where_something_is_broken(run: dict[str, Any]) -> None:

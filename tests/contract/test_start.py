@@ -85,7 +85,7 @@ def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
     """The command itself: /health/live at once, ready later, an improvement, SIGTERM, status 0, no process
     left."""
     command = [
-        sys.executable, "-m", "app.cli", "serve", "--port", "0",
+        sys.executable, "-m", "app.cli", "serve", "--port", "0", "--log-format", "json",
         "--policy", str(checkpoints["both"]), "--gap-reward", str(checkpoints["gap"]),
     ]  # fmt: skip
     server = subprocess.Popen(
@@ -119,7 +119,12 @@ def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
         assert not any(psutil.pid_exists(pid) for pid in engines)
-        assert "Traceback" not in server.stdout.read()
+        written = server.stdout.read()
+        assert "Traceback" not in written
+        records = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
+        (asked,) = (record for record in records if record.get("route") == "/v1/improve")
+        assert (asked["status"], asked["logger"]) == (200, "app.access")
+        assert asked["completion_tokens"] > 0
     finally:
         if server.poll() is None:
             server.kill()
