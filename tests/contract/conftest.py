@@ -52,8 +52,10 @@ async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Async
         return Served(served.models, close, served.engine_version, served.engine_metrics)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, factory), log_level="error"))
+    app = create_app(settings, factory)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     task = asyncio.create_task(server.serve(sockets=[listener]))
+    await app.state.runtime.settled.wait()  # the store opens first
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     await task

@@ -17,6 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import FakeEngine, factory_of, fake_models
@@ -83,7 +84,11 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--settings", type=json.loads, default={}, help="the server's settings, as JSON")
     given = parser.parse_args()
+    settings = {"database": "none"} | given.settings
     # The access log is written, to nowhere.
-    logging.basicConfig(stream=open(os.devnull, "w"))  # noqa: SIM115
-    for kind, microseconds in asyncio.run(measure(given.requests, given.rounds, given.settings)).items():
+    configure_logging(Settings(**settings))
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(open(os.devnull, "w"))  # noqa: SIM115
+    for kind, microseconds in asyncio.run(measure(given.requests, given.rounds, settings)).items():
         print(f"{kind:20} {microseconds:8.0f} us")
