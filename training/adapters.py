@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from training.config import AdapterConfig
+    from training.models import Trained
 
 DIRECTORY = "adapter"
 
@@ -89,9 +90,10 @@ def quantization(config: AdapterConfig | None) -> dict[str, Any]:
     }
 
 
-def save_and_merge(model: PeftModel, directory: Path, load_base: Callable[[], PreTrainedModel]) -> Any:
+def save_and_merge(trained: Trained, directory: Path, load_base: Callable[[], PreTrainedModel]) -> Any:
     """Save the adapter to `directory`; return it merged into a base that is neither quantized nor patched."""
     # A trainer may have put a frozen copy beside it (the KL anchor).
-    model.save_pretrained(str(directory), selected_adapters=["default"])
+    state = dict(trained.state)
+    trained.model.save_pretrained(str(directory), selected_adapters=["default"], state_dict=state)
     (directory / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
     return PeftModel.from_pretrained(load_base(), str(directory)).merge_and_unload()

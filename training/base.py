@@ -14,7 +14,6 @@ from training.chat import encode
 from training.corpus import base_corpus, tokenizer_texts
 from training.lengths import scratch_positions
 from training.models import scratch_model
-from training.optim import make_optimizer
 from training.release import release_lm
 from training.runtime import Worker
 from training.tokenizer import train_tokenizer
@@ -47,7 +46,6 @@ def train_base(worker: Worker) -> None:
         train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(model, config.base.optimizer), None),
     )
-    train(trainer, worker)
+    train(trainer, worker, config.base.optimizer)
     release_lm(worker, trained(trainer), tokenizer, "policy", None)

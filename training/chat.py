@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from training.data import Message
 from training.errors import CheckpointError
 
@@ -59,10 +61,21 @@ def encode(
     *,
     generation_prompt: bool = False,
 ) -> list[list[int]]:
-    """Token ids of each conversation, exactly as the chat template renders it."""
-    ids: list[list[int]] = tokenizer.apply_chat_template(
-        list(conversations), add_generation_prompt=generation_prompt, return_dict=False
-    )
+    """Token ids of each conversation, exactly as the chat template renders it.
+
+    Raises:
+        CheckpointError: the template refuses one (a system message, say, or roles that do not alternate).
+    """
+    try:
+        ids: list[list[int]] = tokenizer.apply_chat_template(
+            list(conversations), add_generation_prompt=generation_prompt, return_dict=False
+        )
+    except TemplateError as error:
+        roles = sorted({", ".join(m["role"] for m in messages) for messages in conversations})[:5]
+        raise CheckpointError(
+            f"the chat template refuses a conversation ({error}); those to render have the roles "
+            f"{'; '.join(roles)}. Use another model, or data that its template takes"
+        ) from error
     return ids
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from training.errors import TrainingError
+from training.machine import place
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data.")
@@ -37,24 +39,42 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run the whole pipeline; the same command again resumes a run that stopped."""
+    """Run the whole pipeline; the same command again resumes a run that stopped.
+
+    Started by torchrun or accelerate launch, all processes work on it together (docs/scale.md).
+    """
     from rich.console import Console
 
     from training.config import load_config
-    from training.pipeline import run as run_pipeline
 
     settings = load_config(config, overrides or [])
+
+    def work(console: Console) -> None:
+        from training.generations import run_generation
+        from training.pipeline import run as run_pipeline
+
+        if from_feedback is None:
+            run_pipeline(settings, console, retrain=retrain, until=until)
+        else:
+            run_generation(settings, from_feedback, console, retrain=retrain)
+
     if dry_run:
         from training.estimate import dry_run as estimate_run
 
-        estimate_run(settings, Console())
-        return
-    if from_feedback is not None:
-        from training.generations import run_generation
+        if _first():
+            estimate_run(settings, Console())
+    elif place() is None:
+        work(Console())
+    else:
+        from training.launched import take_part
 
-        run_generation(settings, from_feedback, Console(), retrain=retrain)
-        return
-    run_pipeline(settings, Console(), retrain=retrain, until=until)
+        take_part(work)
+
+
+def _first() -> bool:
+    """Whether this is the process that speaks: the only one, or the first of those that were launched."""
+    here = place()
+    return here is None or here.rank == 0
 
 
 @app.command()
@@ -132,20 +152,24 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
 ) -> None:
     """Read a file of preference pairs and report what it holds and what is left out."""
-    from training.data import load_pairs, shared_prompts
+    from training.data import PairStream
     from training.formats import recognise
 
-    loaded = load_pairs(recognise(path) if format == "auto" else format, path)  # type: ignore[arg-type]
-    shared = {}
-    for other in others or []:
-        found = load_pairs(recognise(other) if format == "auto" else format, other)  # type: ignore[arg-type]
-        shared[str(other)] = shared_prompts(loaded.pairs, found.pairs)
+    def read(file: Path) -> PairStream:
+        stream = PairStream(recognise(file) if format == "auto" else format, file)  # type: ignore[arg-type]
+        for _ in stream:
+            pass
+        return stream
+
+    found = read(path)
+    shared = {str(other): found.shared_with(read(other)) for other in others or []}
     if as_json:
-        print(json.dumps(loaded.report.as_dict() | {"shared_prompts": shared}, indent=1))
+        print(json.dumps(found.report().as_dict() | {"shared": shared}, indent=1))
         return
-    print(loaded.report.text())
-    for name, count in shared.items():
-        print(f"  {count} of its prompts stand in {name} too")
+    print(found.report().text())
+    for name, counts in shared.items():
+        prompts, drafts = counts["prompts"], counts["drafts"]
+        print(f"  {prompts} of its prompts stand in {name} too, {drafts} with the same rejected response")
 
 
 @data_app.command()
@@ -164,10 +188,13 @@ def sample(
 
 def main() -> None:
     """Entry point: a `TrainingError` is one readable message and exit status 2, never a traceback."""
+    # Imported by peft where it is installed, it tells of faster kernels for CPUs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _first():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

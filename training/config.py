@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.errors import ConfigError
 from training.formats import Format
+from training.machine import accelerators, place
+from training.split import check_fractions
 
 
 class _Frozen(BaseModel):
@@ -40,6 +42,9 @@ class DataConfig(_Frozen):
     def _path_fits_format(self) -> DataConfig:
         if self.format != "helpdesk" and self.path is None:
             raise ValueError(f"data.path is needed for format {self.format!r}: add data.path=FILE")
+        if self.format == "helpdesk" and (self.path or self.heldout_path):
+            raise ValueError("data.path: helpdesk writes its own data; say what the file is (data.format)")
+        check_fractions(self.split)
         return self
 
 
@@ -331,6 +336,9 @@ class RunConfig(_Frozen):
     saves: int = Field(default=4, ge=1)
     # Names that transformers' report_to knows (trackers.py); metrics.jsonl is written in any case.
     trackers: tuple[str, ...] = ()
+    # What writes the samples that are made before training on them: the policy's references of phase 1, and
+    # for dpo_improver the refinements (references.py).
+    references: Literal["transformers", "vllm"] = "transformers"
     data: DataConfig
     length: LengthBudget
     base: BaseConfig
@@ -357,6 +365,11 @@ class RunConfig(_Frozen):
             raise ValueError("reader is for data.format 'helpdesk' alone, and a reward must start from it")
         if self.reader is not None and self.base.path is not None:
             raise ValueError("reader is for a base model from scratch; an existing model can read already")
+        for name in ("sft_policy", "sft_improver"):
+            if self.base.path is not None and getattr(self, name).replay:
+                raise ValueError(f"{name}.replay: only a base model from scratch has documents to replay")
+        if self.evaluation.judge == "gold" and self.data.format != "helpdesk":
+            raise ValueError("evaluation.judge: gold reads the helpdesk's responses only")
         if self.gap_reward.start == "reward" and self.reward is None:
             raise ValueError("gap_reward.start is 'reward', but there is no reward section")
         if self.model.adapter is not None:
@@ -401,12 +414,23 @@ class RunConfig(_Frozen):
 
     @property
     def process_count(self) -> int:
-        """Training processes, one thread each: two small processes beat one with two threads on a CPU."""
-        return min(os.cpu_count() or 1, 4) if self.processes == "auto" else self.processes
+        """Training processes: those that a launcher started, else `processes`.
+
+        `auto` is one for each GPU; without one, one for each core (at most four, one thread each: two small
+        processes beat one with two threads).
+        """
+        launched = place()
+        if launched is not None:
+            return launched.size
+        if self.processes != "auto":
+            return self.processes
+        return accelerators() or min(os.cpu_count() or 1, 4)
 
     def digest(self, stage: str) -> str:
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
+        if stage == "improver" and self.references != "transformers":
+            record["references"] = self.references
         if self.generation is not None:
             # What is read, by content, wherever it stands.
             record["generation"] = self.generation.model_dump(mode="json", exclude={"parent", "file"})

@@ -1,32 +1,28 @@
-"""Preference pairs: reading them, saying what was left out, and splitting them between the stages.
+"""Preference pairs: reading them, and saying what was left out.
 
 In the pipeline this stands first: every later stage reads `PreferencePair`s. The file formats are in
-formats/.
+formats/, the split between the stages is in split.py.
 
 Beyond the paper, which says only that the data is split in three: what cannot be a preference (an empty or
 identical response, a repeated pair, two different prompts) is left out and reported line by line; a line that
 breaks the format stops the reading with a `DataError`. Plain Python: no trainer library, no torch.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from training.errors import ConfigError, DataError
 from training.formats import Format, Record, read_records
 from training.formats import Message as Message
-
-SplitKey = Literal["prompt", "prompt+rejected", "opening"]
-# What to do where all pairs have one key.
-_FINER_KEY = {
-    "prompt": "Set split_key to prompt+rejected, the prompt is constant",
-    "opening": "Set split_key to prompt, all conversations have the same opening",
-}
 
 
 @dataclass(frozen=True)
@@ -132,123 +128,112 @@ def load_pairs(format: Format, path: str | Path, limit: int | None = None) -> Lo
     Raises `ConfigError` for an unknown format or a limit below 1, and `DataError` (path, line, what to do)
     for a file that cannot be read, a line that is not of the format, or a file without a usable pair.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1 or absent, not {limit}")
-    path = Path(path)
-    sorter = _Sorter(path)
-    for number, record in read_records(format, path):
-        sorter.add(number, record)
-        if len(sorter.pairs) == limit:
-            break
-    report = sorter.report(format)
-    if not report.kept:
-        detail = report.text() if report.read else f"{path}: the file holds no line"
-        raise DataError(f"no usable preference pair. {detail}")
-    return LoadResult(sorter.pairs, report)
+    stream = PairStream(format, path, limit)
+    return LoadResult(list(stream), stream.report())
 
 
 def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     """Write pairs as `chat_pairs`, atomically; `load_pairs` reads the same pairs back."""
+    with pair_writer(path) as write:
+        for pair in pairs:
+            write(pair)
+
+
+@contextmanager
+def pair_writer(path: str | Path) -> Iterator[Callable[[PreferencePair], None]]:
+    """Write pairs one by one, as `chat_pairs`; the file is there when all are written, or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for pair in pairs:
+
+        def write(pair: PreferencePair) -> None:
             file.write(json.dumps(_as_record(pair), ensure_ascii=False) + "\n")
+
+        try:
+            yield write
+        except BaseException:
+            temporary.unlink()
+            raise
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def split_by_prompt(
-    pairs: Sequence[PreferencePair],
-    fractions: Sequence[float] = (1 / 3, 1 / 3, 1 / 3),
-    seed: int = 0,
-    split_key: SplitKey = "prompt",
-) -> tuple[list[PreferencePair], ...]:
-    """Divide pairs between the stages so that no prompt stands in two parts; each part keeps their order.
+class PairStream:
+    """The usable pairs of a file, read one by one; `report` says afterwards what became of every line.
 
-    A prompt's part follows from a hash of seed and prompt alone: it depends neither on the order of the
-    pairs nor on what other pairs there are, so a data set that grows moves none of them. The sizes are
-    therefore near the fractions, not equal to them.
-
-    `split_key="prompt"` is the rule. Data whose prompt is one constant sentence (edits of a given draft:
-    ParaDetox, Disfl-QA) would fall into a single part; there the draft is the question in truth, and
-    `"prompt+rejected"` keeps all rewrites of one draft together. Where conversations branch from a common
-    beginning (HH-RLHF), different prompts are about one matter; `"opening"` keeps those that begin with
-    the same user message together.
-
-    Raises `ConfigError` for impossible fractions, `DataError` when a part would be empty.
+    It holds no text: of each kept pair three hashes of 16 bytes, of each left out its line and id.
+    Errors are those of `load_pairs`, raised while reading.
     """
-    in_range = all(0 < fraction <= 1 for fraction in fractions)
-    if not in_range or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise ConfigError(f"split fractions must be above 0 and sum to 1, not {list(fractions)}")
-    if split_key not in get_args(SplitKey):
-        raise ConfigError(
-            f"split_key {split_key!r} is unknown; choose one of {', '.join(get_args(SplitKey))}"
+
+    def __init__(self, format: Format, path: str | Path, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit must be at least 1 or absent, not {limit}")
+        self.format, self.path, self.limit = format, Path(path), limit
+        self.read = self.kept = 0
+        self.prompts: set[bytes] = set()
+        self.drafts: set[bytes] = set()
+        """Of prompt and y_l together."""
+        self._places: dict[str, list[Place]] = {name: [] for name in _KINDS}
+        self._seen: set[bytes] = set()
+        self._words: dict[str, Counter[int]] = {name: Counter() for name in ("prompt", "chosen", "rejected")}
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for number, record in read_records(self.format, self.path):
+            pair = self._sort(number, record)
+            if pair is not None:
+                yield pair
+                if self.kept == self.limit:
+                    break
+        if not self.kept:
+            detail = self.report().text() if self.read else f"{self.path}: the file holds no line"
+            raise DataError(f"no usable preference pair. {detail}")
+
+    def report(self) -> LoadReport:
+        """Of what has been read so far."""
+        return LoadReport(
+            path=str(self.path),
+            format=self.format,
+            sha256=_hash(self.path),
+            words={name: _words(counts) for name, counts in self._words.items()},
+            read=self.read,
+            kept=self.kept,
+            prompts=len(self.prompts),
+            **{name: tuple(places) for name, places in self._places.items()},
         )
-    parts: tuple[list[PreferencePair], ...] = tuple([] for _ in fractions)
-    keys = set()
-    for pair in pairs:
-        key = _split_key(pair, split_key)
-        keys.add(key)
-        parts[_part(key, fractions, seed)].append(pair)
-    if not all(parts):
-        sizes = ", ".join(str(len(part)) for part in parts)
-        raise DataError(
-            f"{len(pairs)} pairs with {len(keys)} different keys fall into parts of {sizes}: one is empty",
-            advice=_FINER_KEY.get(split_key, "Use more data") if len(keys) == 1 else "Use more data",
-        )
-    return parts
 
+    def shared_with(self, other: PairStream) -> dict[str, int]:
+        """How many prompts stand in both, and how many drafts: what is trained on must not be judged on."""
+        return {
+            "prompts": len(self.prompts & other.prompts),
+            "drafts": len(self.drafts & other.drafts),
+        }
 
-def without_keys_of(
-    pairs: Sequence[PreferencePair], others: Sequence[PreferencePair], split_key: SplitKey = "prompt"
-) -> list[PreferencePair]:
-    """The pairs that `split_by_prompt` would never put into one part with any of `others`' because of a
-    shared key."""
-    keys = {_split_key(pair, split_key) for pair in others}
-    return [pair for pair in pairs if _split_key(pair, split_key) not in keys]
-
-
-def one_a_key(pairs: Sequence[PreferencePair], split_key: SplitKey = "prompt") -> list[PreferencePair]:
-    """The first pair of each key: examples that do not depend on each other."""
-    return list({_split_key(pair, split_key): pair for pair in reversed(pairs)}.values())[::-1]
-
-
-def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> int:
-    """How many prompts stand in both: what is trained on must not be judged on."""
-    return len({json.dumps(p.prompt) for p in pairs} & {json.dumps(p.prompt) for p in others})
-
-
-@dataclass
-class _Sorter:
-    """Takes parsed lines one by one and tells the usable pairs from the others."""
-
-    path: Path
-    pairs: list[PreferencePair] = field(default_factory=list)
-    places: dict[str, list[Place]] = field(default_factory=lambda: {name: [] for name in _KINDS})
-    seen: set[tuple[str, str, str]] = field(default_factory=set)
-    prompts: set[str] = field(default_factory=set)
-    read: int = 0
-
-    def add(self, line: int, record: Record) -> None:
+    def _sort(self, line: int, record: Record) -> PreferencePair | None:
+        """The record as a pair; None, and its place noted, when it is no preference."""
         self.read += 1
         place = Place(line, record.id or f"{self.path.name.split('.')[0]}-{line}")
-        prompt = json.dumps(record.prompts[0])
-        key = (prompt, record.chosen, record.rejected)
+        texts = (json.dumps(record.prompts[0]), record.chosen, record.rejected)
+        prompt, chosen, rejected = (_digest(text.encode()) for text in texts)
+        key = _digest(prompt + chosen + rejected)
         kind = self._exclusion(record, key)
         if kind is not None:
-            self.places[kind].append(place)
-            return
-        if (prompt, record.rejected, record.chosen) in self.seen:
-            self.places["ties"].append(place)
-        self.seen.add(key)
+            self._places[kind].append(place)
+            return None
+        if _digest(prompt + rejected + chosen) in self._seen:
+            self._places["ties"].append(place)
+        self.kept += 1
+        self._seen.add(key)
         self.prompts.add(prompt)
+        self.drafts.add(_digest(prompt + rejected))
+        self._words["prompt"][sum(len(m["content"].split()) for m in record.prompts[0])] += 1
+        self._words["chosen"][len(record.chosen.split())] += 1
+        self._words["rejected"][len(record.rejected.split())] += 1
         source = record.source or f"{self.path.parent.name}/{self.path.name}"
         responses = (record.chosen, record.rejected)
-        self.pairs.append(PreferencePair(place.id, record.prompts[0], *responses, source, record.references))
+        return PreferencePair(place.id, record.prompts[0], *responses, source, record.references)
 
-    def _exclusion(self, record: Record, key: tuple[str, str, str]) -> str | None:
+    def _exclusion(self, record: Record, key: bytes) -> str | None:
         if record.undecided:
             return "undecided"
         if len(set(map(json.dumps, record.prompts))) > 1:
@@ -259,23 +244,11 @@ class _Sorter:
             return "empty"
         if record.chosen == record.rejected:
             return "identical"
-        return "duplicates" if key in self.seen else None
+        return "duplicates" if key in self._seen else None
 
-    def report(self, format: str) -> LoadReport:
-        return LoadReport(
-            path=str(self.path),
-            format=format,
-            sha256=_hash(self.path),
-            words={
-                "prompt": _words(" ".join(m["content"] for m in pair.prompt) for pair in self.pairs),
-                "chosen": _words(pair.chosen for pair in self.pairs),
-                "rejected": _words(pair.rejected for pair in self.pairs),
-            },
-            read=self.read,
-            kept=len(self.pairs),
-            prompts=len(self.prompts),
-            **{name: tuple(places) for name, places in self.places.items()},
-        )
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _hash(path: Path) -> str:
@@ -288,39 +261,18 @@ def _hash(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _words(texts: Iterable[str]) -> dict[str, int]:
+def _words(counts: Counter[int]) -> dict[str, int]:
     """Median, 95th percentile and maximum of the number of words."""
-    counts = sorted(len(text.split()) for text in texts)
     if not counts:
         return {}
-    last = len(counts) - 1
-    return {"median": counts[last // 2], "p95": counts[round(0.95 * last)], "max": counts[-1]}
-
-
-def opening(pair: PreferencePair) -> str:
-    """The first user message of the conversation."""
-    return next(message["content"] for message in pair.prompt if message["role"] == "user")
-
-
-def _split_key(pair: PreferencePair, split_key: SplitKey) -> str:
-    if split_key == "opening":
-        return json.dumps(opening(pair))
-    key: list[object] = [list(pair.prompt)]
-    if split_key == "prompt+rejected":
-        key.append(pair.rejected)
-    return json.dumps(key, sort_keys=True)
-
-
-def _part(key: str, fractions: Sequence[float], seed: int) -> int:
-    """The part whose stretch of [0, 1) holds the key's hash."""
-    digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    upper = 0.0
-    for part, fraction in enumerate(fractions):
-        upper += fraction
-        if position < upper:
-            return part
-    return len(fractions) - 1
+    last = counts.total() - 1
+    found: dict[str, int] = {}
+    ranks = {"median": last // 2, "p95": round(0.95 * last), "max": last}
+    upto = 0
+    for length in sorted(counts):
+        upto += counts[length]
+        found |= {name: length for name, rank in ranks.items() if rank < upto and name not in found}
+    return found
 
 
 def _as_record(pair: PreferencePair) -> dict[str, Any]:

@@ -20,20 +20,18 @@ from training.calibrate import centred_gaps
 from training.chat import assistant, improver_messages
 from training.checkpoint import content_hash, read_manifest
 from training.errors import DataError
-from training.generate import sample_responses
 from training.lengths import fitting_pairs
 from training.models import (
-    load_causal_lm,
     load_reading_tokenizer,
     load_reward_model,
     load_tokenizer,
     rl_model,
     training_dtype,
 )
-from training.optim import make_optimizer
 from training.paths import gap_reward_names
+from training.references import policy_references, write_responses
 from training.release import release_lm
-from training.rl import draw, policy_references
+from training.rl import draw
 from training.runtime import Worker
 from training.trainers import Reporter, append_metrics, common_arguments, train, trained
 
@@ -60,8 +58,7 @@ def train_improver(worker: Worker) -> None:
         processing_class=tokenizer,
         callbacks=[Reporter(worker, ("loss", "accuracies", "margins"), explodes=False)],
     )
-    trainer.optimizer = make_optimizer(trainer.model, dpo.optimizer)
-    train(trainer, worker)
+    train(trainer, worker, dpo.optimizer)
     release_lm(worker, trained(trainer), tokenizer, "improver", anchor, anchor=content_hash(anchor))
 
 
@@ -85,15 +82,8 @@ def _judged_refinements(worker: Worker, tokenizer: Any, anchor: Path) -> list[di
     prompts = draw([list(pair.prompt) for pair in pairs], dpo.prompts // 2, config.seed + 1)
     drawn += zip(prompts, policy_references(worker, prompts), strict=True)
     conversations = [improver_messages(x, y, config.improve_turn) for x, y in drawn]
-    texts = sample_responses(
-        worker,
-        load_causal_lm(anchor),
-        tokenizer,
-        [messages for messages in conversations for _ in range(dpo.samples)],
-        temperature=dpo.temperature,
-        max_new_tokens=config.length.response,
-        seed=config.seed,
-    )
+    repeated = [messages for messages in conversations for _ in range(dpo.samples)]
+    texts = write_responses(worker, anchor, repeated, dpo.temperature, config.seed)
     names = gap_reward_names(config)
     reader = load_reading_tokenizer(config.output / names[0])
     models = [load_reward_model(config.output / name, config.seed) for name in names]

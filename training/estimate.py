@@ -1,8 +1,7 @@
 """The dry run: every check that needs no training, and what the run would take in memory and time.
 
 In the pipeline it stands before everything, by `pit-train run CONFIG --dry-run`. No weights are loaded:
-models are built without storage, from their configuration alone. Bytes are counted, seconds are FLOPs over a
-rate measured on this machine, with factors estimated on small runs (docs/LOG.md, 2026-11-24).
+models are built without storage, from their configuration alone. What a stage costs is in costs.py.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import random
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,57 +17,27 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from training import costs
 from training.chat import Conversation, encode, gap_messages, improver_messages, reward_messages
+from training.checks import read_model_config
 from training.config import OptimizerConfig, RlConfig, RunConfig
+from training.costs import PROCESS_BYTES, SHARED_BYTES, Shape, Work
 from training.data import PreferencePair
-from training.errors import CheckpointError, ConfigError
-from training.lengths import check_room, scratch_positions
-from training.models import load_reading_tokenizer, load_tokenizer, scratch_config, training_dtype
+from training.errors import ConfigError
+from training.lengths import scratch_positions
+from training.models import load_tokenizer, scratch_config, training_dtype
+from training.paths import gap_reward_names
 from training.pipeline import check_settings, stages
-from training.prepare import data_summary, read_data
+from training.prefix_tree import merge
+from training.prepare import Reading, read_data
 from training.synthetic import base_documents
+from training.tokenizer import train_tokenizer
 
 SAMPLE = 200
-# A byte-level BPE of about a thousand tokens on plain English, template and end of turn not counted.
-TOKENS_PER_WORD = 1.4
-# Estimates, compared with runs of the demo's size (docs/LOG.md): the share of the matmul rate that training
-# reaches, and what one decoding step costs for each layer beside its arithmetic.
-EFFICIENCY = 0.35
-DECODE_SECONDS_PER_LAYER = 0.002
-# Interpreter and libraries of one worker, and what starting and publishing a stage takes.
-PROCESS_BYTES = int(0.8 * 2**30)
-# The command itself and the fork server.
-SHARED_BYTES = int(0.5 * 2**30)
-STAGE_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a transformer decides its cost. `matrices` are the parameters that multiply every token,
-    `head` those of them that a reward model has not."""
-
-    parameters: int
-    trainable: int
-    matrices: int
-    head: int
-    hidden: int
-    layers: int
-    attention: int
-    mlp: int
-    vocabulary: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """A stage's tokens: `length` of a sequence as it is padded, `generated` of them in RL."""
-
-    examples: int
-    steps: int
-    batch: int
-    length: float
-    generated: float = 0.0
+# Documents that a tokenizer is trained on, in a fifth of a second.
+TEXTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -84,81 +52,9 @@ class StageEstimate:
     seconds: float
 
 
-def forward_flops(shape: Shape, tokens: float, length: float) -> float:
-    """2·N·T for the matrices and 4·L·A·T·length for scores and their sums over values (A: heads × size)."""
-    return tokens * (2 * shape.matrices + 4 * shape.layers * shape.attention * length)
-
-
-def training_flops(shape: Shape, tokens: float, length: float, *, checkpointing: bool = False) -> float:
-    """Forward, and twice that backward (6·N·T); frozen weights need no gradient of their own, which takes
-    one forward's worth away, and gradient checkpointing adds one."""
-    passes = 3 - (1 - shape.trainable / shape.parameters) + checkpointing
-    return passes * forward_flops(shape, tokens, length)
-
-
-def optimizer_bytes(shape: Shape, kind: str, width: int) -> int:
-    """AdamW keeps two moments of each trained weight, Muon one of hidden matrices; `width` bytes each."""
-    embeddings = min(shape.trainable, shape.vocabulary * shape.hidden)
-    if kind == "muon":
-        return width * (shape.trainable + embeddings)
-    return 2 * width * shape.trainable
-
-
-def activation_bytes(shape: Shape, tokens: float, width: int, *, checkpointing: bool = False) -> int:
-    """What the backward pass needs of `tokens`: in each layer about 8·hidden + 6·A + 4·mlp values.
-
-    With gradient checkpointing each layer's input, and all of one layer.
-    """
-    layer = 8 * shape.hidden + 6 * shape.attention + 4 * shape.mlp
-    values = shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer
-    return int(tokens * values * width)
-
-
-def logits_bytes(tokens: float, vocabulary: int) -> int:
-    """tokens × V: the logits, their float32 log-softmax and its gradient."""
-    return int(3 * 4 * tokens * vocabulary)
-
-
-def decode_seconds(shape: Shape, rows: int, tokens: float, context: float, rate: float) -> float:
-    """Generation, token by token: arithmetic of `rows` sequences, and a cost for each layer of each step."""
-    arithmetic = forward_flops(shape, rows * tokens, context) / (EFFICIENCY * rate)
-    return arithmetic + tokens * shape.layers * DECODE_SECONDS_PER_LAYER
-
-
-def matmul_rate(rows: int, inner: int, columns: int, seconds: float = 1.0) -> float:
-    """FLOPs a second of one thread (or one accelerator) on a product (rows, inner) × (inner, columns)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        done, started = 0, time.monotonic()
-        while (elapsed := time.monotonic() - started) < seconds:
-            for _ in range(10):
-                torch.mm(left, right)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            done += 10
-    finally:
-        torch.set_num_threads(threads)
-    return done * 2 * rows * inner * columns / elapsed
-
-
 def steps_of(optimizer: OptimizerConfig, examples: int) -> int:
     """Optimizer steps as the trainer counts them: the last batch of an epoch may be smaller."""
     return optimizer.steps or math.ceil((optimizer.epochs or 1) * math.ceil(examples / optimizer.batch))
-
-
-class _Unmade:
-    """The tokenizer of a base model from scratch before its training: only its size is known."""
-
-    eos_token_id = pad_token_id = None
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
 
 def dry_run(config: RunConfig, console: Console) -> None:
@@ -168,40 +64,46 @@ def dry_run(config: RunConfig, console: Console) -> None:
         TrainingError: whatever would stop the run, all of it in one message.
     """
     check_settings(config)
-    parts, reports = read_data(config)
-    console.print(data_summary(parts, reports))
-    tokenizer, model = _base(config)
-    estimates = estimate(config, parts, tokenizer, model)
-    problems = [*_too_few(config, parts), *_no_room_on_disk(config, estimates)]
+    reading = Reading()
+    sample = _sample(config, reading)
+    console.print(reading.text())
+    tokenizer, model = _base(config, sample)
+    estimates = estimate(config, reading.pairs, sample, tokenizer, model)
+    problems = [*_too_few(config, reading.pairs), *_no_room_on_disk(config, estimates)]
     if problems:
         raise ConfigError("\n  ".join(["the run would fail:", *problems]))
     console.print(table(config, estimates))
 
 
-def _base(config: RunConfig) -> tuple[Any, Any]:
-    """The base's tokenizer (None where it is not trained yet) and its model without storage."""
+def _sample(config: RunConfig, reading: Reading) -> list[PreferencePair]:
+    """So many pairs of the SFT part, each as likely as any other; `reading` counts all of them."""
+    rng, sample = random.Random(config.seed), list[PreferencePair]()
+    for name, pair in read_data(config, reading):
+        if name == "sft":
+            place = rng.randrange(reading.pairs[name])
+            if len(sample) < SAMPLE:
+                sample.append(pair)
+            elif place < SAMPLE:
+                sample[place] = pair
+    return sample
+
+
+def _base(config: RunConfig, sample: Sequence[PreferencePair]) -> tuple[Any, Any]:
+    """The base's tokenizer (where it is not trained yet, one like it) and its model without storage."""
     source = config.base.path
     if source is None:
         finished = config.output / "base"
-        tokenizer = load_tokenizer(finished) if finished.is_dir() else None
-        stand_in: Any = tokenizer or _Unmade(config.base.model.vocabulary)
-        shape = scratch_config(config, stand_in, scratch_positions(config.length))
-        return tokenizer, _meta(AutoModelForCausalLM, shape)
+        positions = scratch_positions(config.length)
+        if finished.is_dir():
+            tokenizer = load_tokenizer(finished)
+        else:
+            texts = [m["content"] for document in _documents(config, sample, TEXTS) for m in document]
+            tokenizer = train_tokenizer(
+                [*texts, *[config.improve_turn] * 100], config.base.model.vocabulary, positions
+            )
+        return tokenizer, _meta(AutoModelForCausalLM, scratch_config(config, tokenizer, positions))
     tokenizer = load_tokenizer(source)
-    model = _meta(AutoModelForCausalLM, _read_config(source))
-    check_room(config, tokenizer, model)
-    if config.gap_reward.path is not None:
-        load_reading_tokenizer(config.gap_reward.path)
-    return tokenizer, model
-
-
-def _read_config(source: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no model could be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
+    return tokenizer, _meta(AutoModelForCausalLM, read_model_config(source))
 
 
 def _meta(factory: Any, model_config: Any) -> Any:
@@ -242,16 +144,16 @@ def shape_of(config: RunConfig, model: Any) -> Shape:
 
 
 def estimate(
-    config: RunConfig, parts: dict[str, list[PreferencePair]], tokenizer: Any, model: Any
+    config: RunConfig, sizes: dict[str, int], sample: Sequence[PreferencePair], tokenizer: Any, model: Any
 ) -> list[StageEstimate]:
-    """An estimate for every stage of the pipeline, in its order."""
+    """An estimate for every stage of the pipeline, in its order, from the sizes of the data's parts."""
     shape = shape_of(config, model)
     scorer = shape
     if config.gap_reward.path is not None:
-        other = _meta(AutoModelForSequenceClassification, _read_config(config.gap_reward.path))
+        other = _meta(AutoModelForSequenceClassification, read_model_config(config.gap_reward.path))
         scorer = shape_of(config, other)
-    rate = matmul_rate(1024, shape.hidden, max(shape.hidden, shape.mlp))
-    works = _works(config, parts, tokenizer)
+    rate = costs.matmul_rate(1024, shape.hidden, max(shape.hidden, shape.mlp))
+    works = _works(config, sizes, sample, tokenizer)
     return [_stage(config, name, work, shape, scorer, rate) for name, work in works]
 
 
@@ -259,28 +161,35 @@ def _stage(
     config: RunConfig, name: str, work: Work, shape: Shape, scorer: Shape, rate: float
 ) -> StageEstimate:
     width, checkpointing = training_dtype(config).itemsize, config.model.gradient_checkpointing
-    scores = name in ("reader", "reward") or name.startswith("gap_reward")
-    own = scorer if name.startswith("gap_reward") else shape
+    scores = name in ("reader", "reward", "calibrate") or name.startswith("gap_reward")
+    own = scorer if name == "calibrate" or name.startswith("gap_reward") else shape
     if scores:
         own = replace(own, matrices=own.matrices - own.head)
+    if name == "calibrate":
+        tokens = work.batch * work.length * config.gap_reward.ensemble
+        memory = costs.PROCESS_BYTES + width * own.parameters
+        seconds = costs.forward_flops(own, tokens, work.length) / (costs.EFFICIENCY * rate)
+        return StageEstimate(name, own.parameters, 0, work.examples, 0, int(tokens), memory, seconds)
     rows = _in_memory(config, name, work)
     tokens = work.steps * work.batch * work.length
     kind = _optimizer_kind(config, name)
-    memory = PROCESS_BYTES + width * (own.parameters + own.trainable) + optimizer_bytes(own, kind, width)
-    memory += activation_bytes(own, rows * work.length, width, checkpointing=checkpointing)
-    flops = training_flops(own, tokens, work.length, checkpointing=checkpointing)
-    memory += 0 if scores else logits_bytes(rows * (work.generated or work.length), own.vocabulary)
-    seconds = STAGE_SECONDS
+    memory = (
+        PROCESS_BYTES + width * (own.parameters + own.trainable) + costs.optimizer_bytes(own, kind, width)
+    )
+    memory += costs.activation_bytes(own, rows * work.length, width, checkpointing=checkpointing)
+    flops = costs.training_flops(own, tokens, work.length, checkpointing=checkpointing)
+    memory += 0 if scores else costs.logits_bytes(rows * (work.generated or work.length), own.vocabulary)
+    seconds = costs.STAGE_SECONDS + work.steps * own.layers * costs.STEP_SECONDS_PER_LAYER
     if work.generated:
         judges = config.gap_reward.ensemble if name == "improver" else 1
         # An anchor, and the reward models; all of them only read.
         memory += width * (shape.parameters + judges * scorer.parameters)
-        flops += forward_flops(shape, tokens, work.length)
-        flops += judges * forward_flops(scorer, tokens, work.length)
+        flops += costs.forward_flops(shape, tokens, work.length)
+        flops += judges * costs.forward_flops(scorer, tokens, work.length)
         together = math.ceil(work.batch / config.process_count)
-        steps = decode_seconds(shape, together, work.generated, work.length, rate)
+        steps = costs.decode_seconds(shape, together, work.generated, work.length, rate)
         seconds += work.steps * steps
-    seconds += flops / (EFFICIENCY * rate * config.process_count)
+    seconds += flops / (costs.EFFICIENCY * rate * config.process_count)
     return StageEstimate(
         name, own.parameters, own.trainable, work.examples, work.steps, int(tokens), memory, seconds
     )
@@ -313,10 +222,8 @@ def _optimizer_kind(config: RunConfig, name: str) -> str:
 
 
 def _works(
-    config: RunConfig, parts: dict[str, list[PreferencePair]], tokenizer: Any
+    config: RunConfig, sizes: dict[str, int], pairs: Sequence[PreferencePair], tokenizer: Any
 ) -> list[tuple[str, Work]]:
-    rng = random.Random(config.seed)
-    pairs = rng.sample(parts["sft"], min(SAMPLE, len(parts["sft"])))
     turn, gap_turn = config.improve_turn, config.gap_turn
 
     def mean(conversation: Callable[[PreferencePair], Conversation]) -> float:
@@ -329,21 +236,19 @@ def _works(
     answer = min(policy - prompt, config.length.response)
     # Generation goes on until the longest of a batch has ended, and one that does not end is cut there.
     longest = float(config.length.response)
-    # One prompt, two baselines each followed by two candidates, shared prefixes once (prefix_tree.py).
-    tree = pair_length if gap_turn is None else prompt + 2 * (pair_length - prompt) + 2 * answer
-    if config.gap_reward.path is not None:
-        tree = 4 * pair_length
+    tree = statistics.fmean(_tree(config, tokenizer, pair) for pair in pairs)
     found: list[tuple[str, Work]] = []
     for stage in stages(config):
         name = stage.name
         if name == "base":
             assert config.base.optimizer is not None
             count = config.base.recitation_first + config.base.documents
-            length = _padded(_documents(config, pairs), tokenizer, config.base.optimizer.batch, config)
+            documents = _documents(config, pairs, SAMPLE)
+            length = _padded(documents, tokenizer, config.base.optimizer.batch, config)
             found.append((name, _supervised(config.base.optimizer, count, length)))
         elif name in ("policy_sft", "improver_sft"):
             sft = config.sft_policy if name == "policy_sft" else config.sft_improver
-            count = int(len(parts["sft"]) * (1 + sft.replay))
+            count = int(sizes["sft"] * (1 + sft.replay))
             found.append(
                 (name, _supervised(sft.optimizer, count, policy if name == "policy_sft" else improver))
             )
@@ -353,10 +258,14 @@ def _works(
             found.append((name, _supervised(config.reader.optimizer, config.reader.exercises, length)))
         elif name == "reward":
             assert config.reward is not None
-            found.append((name, _supervised(config.reward.optimizer, len(parts["reward"]), 2 * policy)))
+            found.append((name, _supervised(config.reward.optimizer, sizes["reward"], 2 * policy)))
         elif name.startswith("gap_reward"):
-            count = int(len(parts["reward"]) * (1 + config.gap_reward.contrast))
+            count = int(sizes["reward"] * (1 + config.gap_reward.contrast))
             found.append((name, _supervised(config.gap_reward.optimizer, count, tree)))
+            if name == gap_reward_names(config)[-1]:
+                # Both orders, and some responses against themselves (calibrate.py); nothing is learned.
+                rows = 2 * sizes["heldout"] + 2 * min(500, sizes["heldout"])
+                found.append(("calibrate", Work(sizes["heldout"], 0, rows, pair_length)))
         elif name == "improver" and config.dpo_improver is not None:
             dpo = config.dpo_improver
             # Both sequences of a pair, by the model and by its reference; sampling before is not counted.
@@ -382,9 +291,10 @@ def _rl(rl: RlConfig, length: float, answer: float) -> Work:
     return Work(steps * rl.prompts, steps, rl.prompts * rl.samples, length, answer)
 
 
-def _documents(config: RunConfig, pairs: Sequence[PreferencePair]) -> list[Conversation]:
+def _documents(config: RunConfig, pairs: Sequence[PreferencePair], count: int) -> list[Conversation]:
+    """Like the base model's; as many as there are pairs, or for the help desk `count`."""
     if config.data.format == "helpdesk":
-        return list(base_documents(SAMPLE, config.seed, config.base.recitation_share))
+        return list(base_documents(count, config.seed, config.base.recitation_share))
     return [reward_messages(improver_messages(p.prompt, p.chosen, ""), p.chosen) for p in pairs]
 
 
@@ -395,16 +305,21 @@ def _padded(documents: list[Conversation], tokenizer: Any, batch: int, config: R
 
 
 def _lengths(tokenizer: Any, conversations: list[Conversation]) -> list[int]:
-    """Tokens, measured; without a tokenizer from words, with two tokens of template a turn."""
-    if tokenizer is not None:
-        return [len(ids) for ids in encode(tokenizer, conversations)]
-    return [
-        sum(2 + round(TOKENS_PER_WORD * len(m["content"].split())) for m in conversation)
-        for conversation in conversations
-    ]
+    return [len(ids) for ids in encode(tokenizer, conversations)]
 
 
-def _too_few(config: RunConfig, parts: dict[str, list[PreferencePair]]) -> list[str]:
+def _tree(config: RunConfig, tokenizer: Any, pair: PreferencePair) -> int:
+    """Tokens that the gap reward's loss reads for a pair: shared prefixes once (prefix_tree.py), but all of
+    each sequence in another model, which may be an encoder."""
+    gap = config.gap_reward
+    wanted = ("wl", "ww", "ll", "lw") if gap.loss == "five_terms" else ("wl", "lw")
+    texts = {"w": pair.chosen, "l": pair.rejected}
+    found = [gap_messages(pair.prompt, texts[n[0]], texts[n[1]], config.gap_turn) for n in wanted]
+    rows = encode(tokenizer, found)
+    return sum(map(len, rows)) if gap.path is not None else len(merge(rows).tokens)
+
+
+def _too_few(config: RunConfig, sizes: dict[str, int]) -> list[str]:
     """Parts that do not fill one batch of a stage that reads them."""
     wanted = [
         ("sft", config.sft_policy.optimizer.batch, "sft_policy"),
@@ -420,10 +335,10 @@ def _too_few(config: RunConfig, parts: dict[str, list[PreferencePair]]) -> list[
             ("rl", config.rl_policy.prompts, "rl_policy"),
         ]
     return [
-        f"{user}: part {part} has {len(parts[part])} pairs, fewer than the {count} of one batch; "
+        f"{user}: part {part} has {sizes[part]} pairs, fewer than the {count} of one batch; "
         "give more pairs, another data.split or a smaller batch"
         for part, count, user in wanted
-        if len(parts[part]) < count
+        if sizes[part] < count
     ]
 
 
@@ -457,9 +372,9 @@ def table(config: RunConfig, estimates: Sequence[StageEstimate]) -> Table:
             _clock(e.seconds),
         )
     found.caption = (
-        f"In all {_clock(sum(e.seconds for e in estimates))}, "
-        f"{_size(disk_bytes(config, estimates))} on disk. Rough: compared with runs of a 0.9M-parameter "
-        "model on two CPU cores alone (docs/LOG.md); for other sizes and accelerators nothing was measured."
+        f"In all {_clock(costs.START_SECONDS + sum(e.seconds for e in estimates))}, "
+        f"{_size(disk_bytes(config, estimates))} on disk. Fitted to runs of a 0.9M-parameter model on two "
+        "free CPU cores (docs/LOG.md); for other sizes and accelerators nothing was measured."
     )
     return found
 

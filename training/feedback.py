@@ -16,18 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.config import RunConfig
-from training.data import (
-    LoadReport,
-    PreferencePair,
-    load_pairs,
-    one_a_key,
-    split_by_prompt,
-    without_keys_of,
-    write_pairs,
-)
+from training.data import LoadReport, PreferencePair, load_pairs, write_pairs
 from training.errors import DataError
 from training.helpdesk import parse_question
 from training.paths import ancestors, original_run
+from training.split import one_a_key, split_by_prompt, without_keys_of
 
 PARTS = ("sft", "reward", "rl")
 FEWEST_HELD_OUT = 10

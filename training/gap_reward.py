@@ -10,6 +10,7 @@ TRL has no trainer for a loss over four sequences, so this is transformers' Trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from training.chat import encode, gap_messages
+from training.checks import positions
 from training.contrast import contrast_pairs
+from training.errors import DataError
 from training.lengths import reward_pairs
 from training.losses import gap_loss, pairwise_loss
 from training.models import is_encoder, load_reading_tokenizer, reward_model_to_train
-from training.optim import make_optimizer
 from training.paths import gap_reward_names, gap_reward_source
 from training.prefix_tree import RowScorer, TreeScorer, collate, merge, plain_module
 from training.release import release_reward_model
@@ -40,7 +42,8 @@ TOKENS_A_BATCH = 16_384
 
 
 class GapTrainer(Trainer):  # type: ignore[misc]
-    """Its model is a scorer of prefix_tree.py; a batch holds the four sequences of each pair, in `ORDER`."""
+    """Its model is a scorer of prefix_tree.py; a batch holds the sequences of each pair, in `ORDER`: all
+    four, or the two that a single term compares."""
 
     single_term = False
 
@@ -48,27 +51,31 @@ class GapTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Tensor | tuple[Tensor, Any]:
         scores = model(**inputs)
-        wl, ww, ll, lw = scores.float().unbind(1)
-        loss = (pairwise_loss(wl, lw) if self.single_term else gap_loss(wl, ww, ll, lw)).mean()
+        loss = (pairwise_loss if self.single_term else gap_loss)(*scores.float().unbind(1)).mean()
         return (loss, scores) if return_outputs else loss
 
 
 class TreeCollator:
-    """Merges the four sequences of each pair, so that their shared prefixes are computed once."""
+    """Merges the sequences of each pair, so that their shared prefixes are computed once."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return collate([merge([row[name] for name in ORDER]) for row in rows], self.pad_token_id)
+        return collate([merge(sequences_of(row)) for row in rows], self.pad_token_id)
 
 
 class RowCollator(TreeCollator):
     """Leaves them apart, for encoders."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        sequences = [row[name] for row in rows for name in ORDER]
-        return {**pad_right(sequences, self.pad_token_id), "sequences": len(ORDER)}
+        sequences = [sequence for row in rows for sequence in sequences_of(row)]
+        return {**pad_right(sequences, self.pad_token_id), "sequences": len(sequences) // len(rows)}
+
+
+def sequences_of(row: dict[str, Any]) -> list[list[int]]:
+    """Those that a row of the data set has, in `ORDER`."""
+    return [row[name] for name in ORDER if name in row]
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
@@ -108,10 +115,28 @@ def gap_scores(
     rows: Sequence[tuple[Sequence[Message], str, str]],
     improve_turn: str | None,
 ) -> list[float]:
-    """Mean r_gap of the ensemble for rows (prompt, candidate, baseline)."""
+    """Mean r_gap of the ensemble for rows (prompt, candidate, baseline).
+
+    A model of few positions and with a tokenizer of its own (an encoder) may find a response longer than the
+    one that wrote it: it then does not read the candidate's end.
+
+    Raises:
+        DataError: prompt and baseline alone have more tokens than it can read.
+    """
     encoded = encode(
         tokenizer, [gap_messages(x, candidate, baseline, improve_turn) for x, candidate, baseline in rows]
     )
+    limit = positions(models[0].config) or math.inf
+    for i, (ids, (_, candidate, _)) in enumerate(zip(encoded, rows, strict=True)):
+        over = len(ids) - limit
+        if over > 0:
+            if over >= len(tokenizer(candidate, add_special_tokens=False)["input_ids"]):
+                raise DataError(
+                    f"the gap reward has {limit} positions, and a conversation of {len(ids)} tokens has no "
+                    "room in them without its last response",
+                    advice="Lower length.prompt, reference or response",
+                )
+            encoded[i] = ids[: int(limit)]
     each = [score(model, encoded, tokenizer.pad_token_id) for model in models]
     return [sum(values) / len(values) for values in zip(*each, strict=True)]
 
@@ -126,8 +151,11 @@ def train_gap_reward(worker: Worker) -> None:
     encoder = is_encoder(plain_module(model))
     pairs = reward_pairs(worker, tokenizer, gap.optimizer)
     pairs += contrast_pairs(pairs, int(gap.contrast * len(pairs)), seed)
+    # With the candidate alone wl = ww and ll = lw: the five terms would be three of the one, and constants.
+    single = gap.loss != "five_terms"
+    order = ("wl", "lw") if single else ORDER
     columns: dict[str, Any] = {}
-    for name in ORDER:
+    for name in order:
         texts = [
             gap_messages(
                 pair.prompt,
@@ -138,7 +166,7 @@ def train_gap_reward(worker: Worker) -> None:
             for pair in pairs
         ]
         columns[name] = encode(tokenizer, texts)
-    rows = zip(*(columns[name] for name in ORDER), strict=True)
+    rows = zip(*(columns[name] for name in order), strict=True)
     columns["length"] = [max(map(len, row)) if encoder else len(merge(row).tokens) for row in rows]
     arguments = common_arguments(worker, gap.optimizer, len(pairs))
     scorer = (RowScorer if encoder else TreeScorer)(model)
@@ -152,9 +180,7 @@ def train_gap_reward(worker: Worker) -> None:
         data_collator=(RowCollator if encoder else TreeCollator)(tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(scorer, gap.optimizer), None),
     )
-    # With the candidate alone, wl = ww and ll = lw: the five terms would be three of the one, and constants.
-    trainer.single_term = gap.loss != "five_terms"
-    train(trainer, worker)
-    release_reward_model(worker, trained(trainer).classifier, tokenizer, "gap_reward", source, seed)
+    trainer.single_term = single
+    train(trainer, worker, gap.optimizer)
+    release_reward_model(worker, trained(trainer).part("classifier"), tokenizer, "gap_reward", source, seed)

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.config import GuardConfig
+from training.errors import Diverged
+from training.models import Trained
 from training.prefix_tree import trainable_state
 from training.runtime import Worker
 from training.trainers import append_metrics, trained
@@ -108,9 +110,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         if self.reason is not None:
             control.should_training_stop = True
         elif self.best_step == len(history):
-            weights = self.trainer.accelerator.get_state_dict(self.trainer.model)
+            best = trained(self.trainer)
             if self.worker.main:
-                kept = trainable_state(trained(self.trainer), weights)
+                kept = trainable_state(best.model, best.state)
                 # Tied weights are one tensor under two names.
                 save_file({name: value.clone() for name, value in kept.items()}, self._path(self.best_step))
 
@@ -123,14 +125,23 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                 if path != self._path(self.best_step):
                     path.unlink()
 
-    def finish(self) -> dict[str, float]:
-        """Put the best weights into the trainer's model; returns figures for the manifest."""
+    def finish(self, last: Trained) -> tuple[Trained, dict[str, float]]:
+        """The model with its best weights in place of the last, and figures for the manifest.
+
+        Raises:
+            Diverged: a bound was crossed before there was a best.
+        """
         if self.worker.main and self.reason is not None:
             append_metrics(self.worker, {"stopped": self.reason, "best_step": self.best_step})
         if self.best_step is None:
-            return {}
-        trained(self.trainer).load_state_dict(load_file(self._path(self.best_step)), strict=False)
-        return {"best_step": float(self.best_step)}
+            if self.reason is not None:
+                raise Diverged(
+                    f"{self.worker.stage}: {self.reason}, before any window kept within its bounds: there "
+                    "is nothing to publish. Lower its learning rate or raise beta, or widen the bounds"
+                )
+            return last, {}
+        best = load_file(self._path(self.best_step)) if self.worker.main else {}
+        return Trained(last.model, {**last.state, **best}), {"best_step": float(self.best_step)}
 
     def _path(self, step: int | None) -> Path:
         return self.worker.directory / f"best-{step}.safetensors"

@@ -8,9 +8,10 @@ metrics.jsonl and told on the stage's line.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from training.chat import encode, encode_completion, improver_messages
+from training.chat import encode, encode_completion, gap_messages, improver_messages
+from training.checks import positions
 from training.data import Message, PreferencePair
 from training.errors import ConfigError, DataError
 from training.prepare import read_part
@@ -19,7 +20,7 @@ from training.trainers import append_metrics
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from training.config import LengthBudget, OptimizerConfig, RunConfig
     from training.runtime import Worker
@@ -82,7 +83,7 @@ def reward_pairs(
     return fitting_pairs(worker, tokenizer, "reward", enough=enough, shuffled=True)
 
 
-def check_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def check_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: Any) -> None:
     """Say before training, not after it, when the budget does not fit the model.
 
     Raises:
@@ -90,12 +91,26 @@ def check_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: Pre
     """
     empty = improver_messages([Message(role="user", content="")], "", config.improve_turn)
     template = sum(map(len, encode_completion(tokenizer, empty, "")))
-    budget, limit = config.length, int(model.config.get_text_config().max_position_embeddings)
-    needed = budget.prompt + budget.reference + budget.response + template
-    if needed > limit:
+    _require_room(config.length, config.length.reference, template, positions(model_config), "the model")
+
+
+def check_reward_room(config: RunConfig, tokenizer: PreTrainedTokenizerBase, model_config: Any) -> None:
+    """The same for `gap_reward.path`, which reads prompt, baseline and candidate with a tokenizer of its own.
+
+    Raises:
+        ConfigError: they need more positions.
+    """
+    empty = gap_messages([Message(role="user", content="")], "", "", config.gap_turn)
+    template, baseline = len(encode(tokenizer, [empty])[0]), config.length.reference if config.gap_turn else 0
+    _require_room(config.length, baseline, template, positions(model_config), "gap_reward.path")
+
+
+def _require_room(budget: LengthBudget, reference: int, template: int, limit: int | None, model: str) -> None:
+    needed = budget.prompt + reference + budget.response + template
+    if limit is not None and needed > limit:
         raise ConfigError(
-            f"length: prompt {budget.prompt} + reference {budget.reference} + response {budget.response} "
-            f"and {template} tokens of chat template make {needed}, and the model has {limit} positions; "
+            f"length: prompt {budget.prompt} + reference {reference} + response {budget.response} "
+            f"and {template} tokens of chat template make {needed}, and {model} has {limit} positions; "
             "lower the budget"
         )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after training: what kind it is, and its weights.
+
+    In `model` the weights may be divided between the processes. `state` has them whole, under the names of
+    `model.state_dict()`; with FSDP and ZeRO-3 only in the main process, and on the CPU.
+    """
+
+    model: Any
+    state: Mapping[str, torch.Tensor]
+
+    def part(self, name: str) -> Trained:
+        """The module of that name."""
+        prefix = f"{name}."
+        inside = {k.removeprefix(prefix): v for k, v in self.state.items() if k.startswith(prefix)}
+        return Trained(getattr(self.model, name), inside)
 
 
 def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
@@ -108,13 +127,18 @@ def load_reading_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(source: str | Path) -> PreTrainedModel:
-    """A causal LM in float32 on a CPU and bfloat16 on a GPU; `CheckpointError` when it cannot be loaded."""
-    return _load(AutoModelForCausalLM, source, _inference_dtype())
+    """A causal LM to read or write with: float32 on the CPU, bfloat16 on this process's GPU where it has one.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    return _placed(_load(AutoModelForCausalLM, source, _inference_dtype()))
 
 
 def load_reward_model(source: str | Path, seed: int) -> PreTrainedModel:
-    """A one-label sequence classifier; from any other kind of model, its head is new and seeded."""
-    return _load_scorer(source, seed, _inference_dtype())
+    """A one-label sequence classifier to score with; from any other kind of model, its head is new and
+    seeded."""
+    return _placed(_load_scorer(source, seed, _inference_dtype()))
 
 
 def causal_lm_to_train(config: RunConfig, source: Path | str) -> Any:
@@ -149,26 +173,32 @@ def reward_model_to_train(config: RunConfig, source: Path | str, seed: int) -> A
     return adapt(base, adapter, Path(source), scores=True)
 
 
-def plain_causal_lm(config: RunConfig, model: Any, directory: Path) -> Any:
+def plain_causal_lm(config: RunConfig, trained: Trained, directory: Path) -> Any:
     """What a stage trained, as an ordinary causal LM: without trainer's patches, its adapter merged.
 
     The adapter alone, where there is one, is saved in `directory`.
     """
-    if isinstance(model, PeftModel):
-        return save_and_merge(
-            model, directory, lambda: _load(AutoModelForCausalLM, base_source(config), _frozen_dtype(config))
-        )
-    plain: Any = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-    plain.load_state_dict(model.state_dict())
-    return plain
+    if isinstance(trained.model, PeftModel):
+        base, dtype = base_source(config), _frozen_dtype(config)
+        return save_and_merge(trained, directory, lambda: _load(AutoModelForCausalLM, base, dtype))
+    return plain_model(AutoModelForCausalLM, trained)
 
 
-def plain_reward_model(config: RunConfig, model: Any, source: Path | str, seed: int, directory: Path) -> Any:
+def plain_reward_model(
+    config: RunConfig, trained: Trained, source: Path | str, seed: int, directory: Path
+) -> Any:
     """The same for a reward model that started from `source` with `seed`."""
-    if isinstance(model, PeftModel):
-        base = _scorer_base(config, source)
-        return save_and_merge(model, directory, lambda: _load_scorer(base, seed, _frozen_dtype(config)))
-    return model
+    if isinstance(trained.model, PeftModel):
+        base, dtype = _scorer_base(config, source), _frozen_dtype(config)
+        return save_and_merge(trained, directory, lambda: _load_scorer(base, seed, dtype))
+    return plain_model(AutoModelForSequenceClassification, trained)
+
+
+def plain_model(factory: Any, trained: Trained) -> Any:
+    """A model of an auto class with the whole weights, on the CPU."""
+    plain: Any = factory.from_config(trained.model.config, dtype=trained.model.dtype)
+    plain.load_state_dict(trained.state)
+    return plain
 
 
 def training_dtype(config: RunConfig) -> torch.dtype:
@@ -218,6 +248,11 @@ def _separate_padding(tokenizer: Any) -> None:
 
 def _inference_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _placed(model: Any) -> Any:
+    """On the GPU that is this process's own (accelerate sets it), where there is one."""
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def _frozen_dtype(config: RunConfig) -> torch.dtype:

@@ -59,6 +59,7 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
     if config.kind == "muon":
         return MuonWithAdamW(model, config.learning_rate, config.weight_decay)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Fused: the same steps to the last bit every time, in a third of the time (docs/LOG.md, 2026-11-24).
     return torch.optim.AdamW(
-        trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )

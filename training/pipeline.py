@@ -22,12 +22,16 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from training.checkpoint import check_files, read_manifest
+from training.checks import check_data_files, check_models
 from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
+from training.machine import place
 from training.paths import gap_reward_names
 from training.prepare import prepare_data
+from training.references import check_references
 from training.rollouts import check_rollouts
 from training.runtime import Progress, run_stage, start_server
+from training.sharding import check_sharding
 from training.trackers import check_trackers
 
 
@@ -215,11 +219,30 @@ def check_settings(config: RunConfig) -> None:
     """What can be refused before any work.
 
     Raises:
-        ConfigError: a batch does not divide, a tracker is not there, or vLLM cannot make the rollouts.
+        ConfigError: the launcher started another number of processes, a batch does not divide, a tracker is
+            not there, vLLM cannot make the rollouts, weights cannot be divided as asked, or a model has no
+            room for the length budget.
+        CheckpointError: a model cannot be loaded or has no chat template.
+        DataError: a data file is not there.
     """
+    check_processes(config)
+    check_data_files(config)
+    check_sharding(config)
     check_batches(config)
     check_trackers(config)
     check_rollouts(config)
+    check_references(config)
+    check_models(config)
+
+
+def check_processes(config: RunConfig) -> None:
+    """A launcher decides how many processes there are; `processes` may not say otherwise."""
+    launched = place()
+    if launched is not None and config.processes not in ("auto", launched.size):
+        raise ConfigError(
+            f"processes: the configuration says {config.processes}, the launcher started {launched.size}; "
+            "set processes=auto, or start as many"
+        )
 
 
 def check_batches(config: RunConfig) -> None:
@@ -273,6 +296,9 @@ def _bar(console: Console) -> Bar:
         TextColumn("{task.fields[figures]}"),
         console=console,
         transient=True,
+        # What a library prints belongs into the stage's log (runtime.py, launched.py).
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
 
 

@@ -7,7 +7,7 @@ itself, and its position is its depth, so a decoder computes exactly what it com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,8 @@ class TreeScorer(nn.Module):
     def __init__(self, classifier: Any) -> None:
         super().__init__()
         self.classifier = classifier
+        # By these names accelerate finds the layers that FSDP divides one by one.
+        self._no_split_modules = getattr(plain_module(classifier), "_no_split_modules", None)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, ends: Tensor
@@ -120,7 +122,7 @@ def plain_module(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def trainable_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+def trainable_state(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """What of a state dictionary trains; all of it where everything does."""
     frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     return {name: value for name, value in state.items() if name not in frozen}

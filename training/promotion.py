@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from training.calibrate import centred_gaps, sigmoid
 from training.chat import improver_messages
 from training.checkpoint import read_manifest
-from training.data import one_a_key
 from training.generate import sample_responses
 from training.helpdesk import gold_score
 from training.judges import WinRate, bootstrap_mean
 from training.lengths import fitting_pairs
 from training.models import load_causal_lm, load_reading_tokenizer, load_reward_model, load_tokenizer
 from training.paths import gap_reward_names
+from training.split import one_a_key
 from training.verdicts import Bar
 
 if TYPE_CHECKING:

@@ -13,18 +13,22 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from training.chat import encode_completion, improver_messages
 from training.checkpoint import Provenance, publish
 from training.data import Message
 from training.errors import TrainingError
 from training.helpdesk import make_question
-from training.models import load_tokenizer, scratch_token_classifier
-from training.optim import make_optimizer
+from training.models import load_tokenizer, plain_model, scratch_token_classifier
 from training.paths import base_source
 from training.synthetic import reading_exercise
-from training.trainers import Reporter, common_arguments, train
+from training.trainers import Reporter, common_arguments, train, trained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,13 +68,14 @@ def train_reader(worker: Worker) -> None:
         data_collator=DataCollatorForTokenClassification(tokenizer),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(model, config.reader.optimizer), None),
     )
-    train(trainer, worker)
+    train(trainer, worker, config.reader.optimizer)
+    result = trained(trainer)
     if worker.main:
+        plain = plain_model(AutoModelForTokenClassification, result)
         data = {"name": config.name, "seed": config.seed, "exercises": len(rows)}
         provenance = Provenance(None, None, data, {})
-        publish(config.output / "reader", model, tokenizer, config, "reader", [], provenance)
+        publish(config.output / "reader", plain, tokenizer, config, "reader", [], provenance)
 
 
 def labelled(

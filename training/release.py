@@ -21,14 +21,14 @@ from training.checkpoint import (
     score_golden,
 )
 from training.lengths import golden_pairs
-from training.models import plain_causal_lm, plain_reward_model, recommend_sampling
+from training.models import Trained, plain_causal_lm, plain_reward_model, recommend_sampling
 from training.paths import data_record
 from training.runtime import Worker
 
 
 def release_lm(
     worker: Worker,
-    model: Any,
+    trained: Trained,
     tokenizer: Any,
     role: Role,
     source: Path | str | None,
@@ -41,7 +41,7 @@ def release_lm(
         return
     config = worker.config
     adapter = worker.directory / DIRECTORY
-    plain = plain_causal_lm(config, model, adapter).eval()
+    plain = plain_causal_lm(config, trained, adapter).eval()
     sampling = config.sampling
     temperature = sampling.policy_temperature if role == "policy" else sampling.improver_temperature
     recommend_sampling(plain, tokenizer, temperature, config.length.response)
@@ -52,14 +52,14 @@ def release_lm(
 
 
 def release_reward_model(
-    worker: Worker, model: Any, tokenizer: Any, role: Role, source: Path | str, seed: int
+    worker: Worker, trained: Trained, tokenizer: Any, role: Role, source: Path | str, seed: int
 ) -> None:
     """Publish a pointwise or a gap reward that was trained from `source` with `seed`."""
     if not worker.main:
         return
     config = worker.config
     adapter = worker.directory / DIRECTORY
-    plain = plain_reward_model(config, model, source, seed, adapter).eval()
+    plain = plain_reward_model(config, trained, source, seed, adapter).eval()
     turn = config.gap_turn if role == "gap_reward" else None
     golden = score_golden(
         plain, tokenizer, golden_pairs(worker, tokenizer), turn, with_baseline=role == "gap_reward"

@@ -12,7 +12,6 @@ from trl import RewardConfig, RewardTrainer
 from training.chat import encode, reward_messages
 from training.lengths import reward_pairs
 from training.models import load_tokenizer, reward_model_to_train
-from training.optim import make_optimizer
 from training.release import release_reward_model
 from training.runtime import Worker
 from training.trainers import Reporter, common_arguments, train, trained
@@ -41,7 +40,6 @@ def train_reward(worker: Worker) -> None:
         train_dataset=Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected, "length": lengths}),
         processing_class=tokenizer,
         callbacks=[Reporter(worker, ("loss", "accuracy"))],
-        optimizers=(make_optimizer(model, config.reward.optimizer), None),
     )
-    train(trainer, worker)
+    train(trainer, worker, config.reward.optimizer)
     release_reward_model(worker, trained(trainer), tokenizer, "reward", source, config.seed)

@@ -23,11 +23,9 @@ from training.checkpoint import Role, content_hash
 from training.config import RlConfig
 from training.data import Message
 from training.gap_reward import gap_scores, score
-from training.generate import sample_responses
 from training.guard import Guard, KlTarget
 from training.lengths import fitting_pairs
 from training.models import (
-    load_causal_lm,
     load_reading_tokenizer,
     load_reward_model,
     load_tokenizer,
@@ -36,6 +34,7 @@ from training.models import (
 )
 from training.monitors import Monitor, repeated_ngrams
 from training.paths import gap_reward_names
+from training.references import policy_references
 from training.release import release_lm
 from training.rollouts import rollout_arguments
 from training.runtime import Worker
@@ -79,14 +78,6 @@ def train_improver(worker: Worker) -> None:
     assert rl is not None
     names = gap_reward_names(config)
     tokenizer = load_reading_tokenizer(config.output / names[0])
-    models = [load_reward_model(config.output / name, config.seed) for name in names]
-
-    def rewards(
-        questions: Sequence[Sequence[Message]], candidates: Sequence[str], references: Sequence[str]
-    ) -> list[float]:
-        rows = list(zip(questions, candidates, references, strict=True))
-        return gap_scores(models, tokenizer, rows, config.gap_turn)
-
     pairs = fitting_pairs(worker, tokenizer, "rl")
     phase_0 = [(list(pair.prompt), y) for pair in pairs for y in (pair.rejected, pair.chosen)]
     rows = [(x, y, 0) for x, y in draw(phase_0, rl.steps[0] * rl.prompts, config.seed)]
@@ -102,22 +93,16 @@ def train_improver(worker: Worker) -> None:
         }
         for x, y, phase in rows
     ]
+    # After the sampling, which may need the whole GPU.
+    models = [load_reward_model(config.output / name, config.seed) for name in names]
+
+    def rewards(
+        questions: Sequence[Sequence[Message]], candidates: Sequence[str], references: Sequence[str]
+    ) -> list[float]:
+        judged = list(zip(questions, candidates, references, strict=True))
+        return gap_scores(models, tokenizer, judged, config.gap_turn)
+
     _train(worker, rl, dataset, rewards, "improver")
-
-
-def policy_references(worker: Worker, prompts: list[Conversation]) -> list[str]:
-    """y_ref ~ M_P^RL(.|x), sampled beforehand; the same in every worker and after a resume (seeded)."""
-    config = worker.config
-    source = config.output / "policy"
-    return sample_responses(
-        worker,
-        load_causal_lm(source),
-        load_tokenizer(source),
-        prompts,
-        temperature=config.sampling.policy_temperature or 1.0,
-        max_new_tokens=config.length.response,
-        seed=config.seed,
-    )
 
 
 def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: Role) -> None:
@@ -160,9 +145,11 @@ def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: 
     for guard in guards:
         guard.trainer = trainer
     train(trainer, worker)
-    best = guards[0].finish() if rl.guard else {}
+    result, best = trained(trainer), dict[str, float]()
+    if rl.guard:
+        result, best = guards[0].finish(result)
     release_lm(
-        worker, trained(trainer), tokenizer, role, anchor,
+        worker, result, tokenizer, role, anchor,
         anchor=content_hash(anchor), metrics=_last_figures(trainer) | best,
     )  # fmt: skip
 

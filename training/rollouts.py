@@ -1,7 +1,8 @@
 """What writes the responses that RL learns from: transformers in the process, or vLLM.
 
-`vllm_colocate` runs vLLM on the training GPUs, `vllm_server` asks a server that
-`trl vllm-serve --model ANCHOR` has started on others; the trainer sends it the weights after each step.
+`vllm_colocate` runs vLLM on the training GPUs, `vllm_server` asks a server on others, which
+`trl vllm-serve --model ANCHOR` starts (in TRL 1.16 it runs `vllm serve` with the options that the trainer
+needs, and says which); the trainer sends it the weights after each step.
 TRL 1.16 supports vLLM up to 0.31 and warns beside the 0.32 that the server of this project uses. Neither
 has been run here, for want of a GPU: the mapping of the options and the refusals are tested.
 """

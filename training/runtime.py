@@ -3,6 +3,9 @@
 In the pipeline every stage goes through `run_stage`. The workers are forked from a server that has imported
 the heavy libraries once; each has one thread, and torch.distributed joins them, so two cores do twice the
 work. What the libraries print goes to the stage's log file; progress comes back through a pipe.
+
+A command that torchrun or `accelerate launch` started is one of several already: then the stage runs in these
+processes (launched.py).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 
 from training.config import RunConfig
 from training.errors import TrainingError
+from training.machine import place
 
 # Large tensors are given back to the operating system at every step otherwise, and paid for in page faults.
 _WORKER_ENVIRONMENT = {
@@ -56,7 +60,7 @@ class Worker:
     stage: str
     rank: int
     size: int
-    _pipe: Connection | None
+    _send: Callable[[Progress], None] | None
 
     @property
     def main(self) -> bool:
@@ -68,8 +72,8 @@ class Worker:
         return self.config.output / "stages" / self.stage
 
     def report(self, progress: Progress) -> None:
-        if self._pipe is not None:
-            self._pipe.send(progress)
+        if self._send is not None:
+            self._send(progress)
 
 
 def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callable[[Progress], None]) -> Any:
@@ -78,8 +82,11 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
     Raises:
         TrainingError: what a worker raised as one, or that a worker died, with the place of its log.
     """
-    log = config.output / "logs" / f"{stage}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    if place() is not None:
+        from training.launched import lead
+
+        return lead(config, stage, function, on_progress)
+    log = stage_log(config, stage)
     context = multiprocessing.get_context("forkserver")
     start_server()
     with _environment(_WORKER_ENVIRONMENT):
@@ -106,8 +113,17 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
                 process.kill()
 
 
+def stage_log(config: RunConfig, stage: str) -> Path:
+    """The file for whatever the libraries print during a stage."""
+    log = config.output / "logs" / f"{stage}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log
+
+
 def start_server() -> None:
     """Let the fork server import the heavy libraries while the caller goes on with something else."""
+    if place() is not None:
+        return  # launched processes run the stages themselves
     with _environment(_WORKER_ENVIRONMENT):
         multiprocessing.get_context("forkserver").set_forkserver_preload(["training.preload"])
         forkserver.ensure_running()
@@ -160,7 +176,7 @@ def _work(
         if size > 1:
             _join_workers()
         run = getattr(importlib.import_module(module), name)
-        result = run(Worker(config, stage, rank, size, pipe if rank == 0 else None))
+        result = run(Worker(config, stage, rank, size, pipe.send if rank == 0 else None))
         pipe.send(result)
     except TrainingError as error:
         pipe.send(error)

@@ -22,8 +22,7 @@ from training.config import SftConfig
 from training.corpus import base_corpus
 from training.data import PreferencePair
 from training.lengths import check_room, fitting_pairs
-from training.models import causal_lm_to_train, load_causal_lm, load_tokenizer
-from training.optim import make_optimizer
+from training.models import Trained, causal_lm_to_train, load_causal_lm, load_tokenizer
 from training.paths import base_source, improver_source
 from training.release import release_lm
 from training.runtime import Worker
@@ -58,7 +57,7 @@ def _train(
     """`question` gives what the model reads before y_w."""
     config = worker.config
     tokenizer, model = load_tokenizer(source), causal_lm_to_train(config, source)
-    check_room(config, tokenizer, model)
+    check_room(config, tokenizer, model.config)
     positions = int(model.config.get_text_config().max_position_embeddings)
     examples = []
     for pair in fitting_pairs(worker, tokenizer, "sft"):
@@ -85,9 +84,8 @@ def _train(
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
-        optimizers=(make_optimizer(model, sft.optimizer), None),
     )
-    train(trainer, worker)
+    train(trainer, worker, sft.optimizer)
     release_lm(worker, trained(trainer), tokenizer, role, source)
 
 
@@ -97,4 +95,5 @@ def promote_policy(worker: Worker) -> None:
         source = worker.config.output / "policy_sft"
         if (source / DIRECTORY).is_dir():
             shutil.copytree(source / DIRECTORY, worker.directory / DIRECTORY, dirs_exist_ok=True)
-        release_lm(worker, load_causal_lm(source), load_tokenizer(source), "policy", source)
+        model = load_causal_lm(source)
+        release_lm(worker, Trained(model, model.state_dict()), load_tokenizer(source), "policy", source)

@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from training.config import OptimizerConfig, micro_batches
 from training.errors import Diverged
+from training.models import Trained
+from training.optim import make_optimizer
 from training.runtime import Progress, Worker
 from training.trackers import start_trackers
 
@@ -142,8 +145,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter that is sharded over several."""
-    value = parameter.detach()
+    """This process's part of a parameter that is divided between several, by FSDP2 or by ZeRO-3."""
+    value: Any = getattr(parameter, "ds_tensor", parameter).detach()
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return part
 
@@ -170,13 +173,20 @@ def last_checkpoint(directory: Path) -> str | None:
     return None
 
 
-def train(trainer: Any, worker: Worker) -> None:
-    """Train, from the last save when there is one."""
+def train(trainer: Any, worker: Worker, optimizer: OptimizerConfig | None = None) -> None:
+    """Train, from the last save when there is one; without `optimizer`, with the trainer's own."""
+    if optimizer is not None:
+        # Not by the constructor, which refuses one beside FSDP.
+        trainer.optimizer = make_optimizer(trainer.model, optimizer)
     # The default callback prints every log line to a file nobody reads; Reporter has them.
     trainer.train(resume_from_checkpoint=last_checkpoint(worker.directory))
     trainer.accelerator.wait_for_everyone()
+    # DeepSpeed would divide up every model loaded from now on, also those that one worker alone loads.
+    unset_hf_deepspeed_config()
 
 
-def trained(trainer: Any) -> Any:
-    """The trainer's model without what it was wrapped in for several processes."""
-    return trainer.accelerator.unwrap_model(trainer.model)
+def trained(trainer: Any) -> Trained:
+    """What the trainer has trained, whole; for every worker to call, each may hold a part (FSDP, ZeRO-3)."""
+    accelerator = trainer.accelerator
+    state = accelerator.get_state_dict(trainer.model_wrapped)
+    return Trained(accelerator.unwrap_model(trainer.model), state)

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from training.errors import DataError
@@ -33,3 +35,28 @@ def is_killed(worker: Worker) -> None:
 def hangs(worker: Worker) -> None:
     (worker.config.output / f"pid-{worker.rank}").write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def fails_beside_a_collective(worker: Worker) -> None:
+    """Rank 1 alone has the error, and rank 0 waits for it."""
+    import torch.distributed
+
+    if worker.rank == 1:
+        fails(worker)
+    torch.distributed.barrier()
+
+
+def _launched(output: str, function: str) -> None:
+    """`python -m tests.training.stage_functions OUTPUT FUNCTION`, started by torchrun."""
+    from tests.training.helpers import tiny_config
+    from training import launched
+    from training.runtime import run_stage
+
+    launched.GRACE_S = 1.0
+    config = tiny_config(Path(output), "processes=auto")
+    name = f"tests.training.stage_functions:{function}"
+    launched.take_part(lambda _: run_stage(config, "stage", name, lambda _: None))
+
+
+if __name__ == "__main__":
+    _launched(*sys.argv[1:])

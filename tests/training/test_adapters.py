@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,33 @@ def test_the_token_that_ends_a_conversation_is_never_padding(tmp_path: Path, pad
     alone_, beside = score(model, [sequence, [*sequence, *sequence]], tokenizer.pad_token_id)
     assert alone_ == pytest.approx(last, abs=1e-5)
     assert beside != pytest.approx(last, abs=1e-5)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install 'pit-serve[qlora]'")
+def test_four_bits_train_and_publish_whole_weights(tmp_path: Path) -> None:
+    """QLoRA, also on a CPU: nf4 holds the base while stages train; what they publish is whole."""
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from training import gap_reward, rl, sft
+    from training.models import causal_lm_to_train
+
+    four = (*LORA, "model.adapter.quantize=nf4", "reward=null", "rl_policy=null")
+    config = prepared(tmp_path / "run", *four)
+    held = causal_lm_to_train(config, config.output / "base")
+    assert any(isinstance(module, Linear4bit) for module in held.modules())
+    train(config, sft.train_policy, "policy_sft")
+    train(config, sft.promote_policy, "policy")
+    train(config, sft.train_improver, "improver_sft")
+    train(config, gap_reward.train_gap_reward, "gap_reward")
+    improver = train(config, rl.train_improver, "improver")
+    ids = torch.tensor([read_manifest(config.output / "base")["golden"][0]["prompt_ids"]])
+    with torch.inference_mode():
+        base = AutoModelForCausalLM.from_pretrained(config.output / "base")
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, improver / "adapter").eval()(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(improver).eval()(ids).logits
+    assert torch.allclose(adapted, merged, atol=1e-5)
+    assert not torch.allclose(plain, merged, atol=1e-3)
+    asyncio.run(serve(config))

@@ -55,7 +55,7 @@ def test_a_line_that_is_not_json_is_named(
     [
         (
             ["reader=null", "data.format=chat_pairs", "data.path=none.jsonl"],
-            "error: none.jsonl: no such file. Set the data path",
+            "error: none.jsonl: no such file. Set data.path to",
         ),
         (["data.pears=3"], "data.pears"),
         (["processes=5"], "choose a multiple"),

@@ -70,3 +70,20 @@ def test_centred_gaps_of_a_model(tmp_path: Path) -> None:
     assert max(map(abs, forward)) > 1e-3
     assert gaps(same, "antisymmetric") == pytest.approx([0] * 6, abs=1e-5)  # type: ignore[arg-type]
     assert gaps(same, "self") == pytest.approx([0] * 6, abs=1e-5)  # type: ignore[arg-type]
+
+
+def test_an_unfit_gap_reward_is_not_calibrated_so_that_no_rl_can_follow_it(tmp_path: Path) -> None:
+    from tests.training.helpers import alone, publish_tiny, tiny_config
+    from training.calibrate import calibrate
+    from training.checkpoint import read_manifest
+    from training.errors import UnfitReward
+    from training.prepare import prepare_data
+
+    config = tiny_config(tmp_path / "run", "gap_reward.require_fit=true")
+    prepare_data(config)
+    publish_tiny(config, "gap_reward")
+    with pytest.raises(UnfitReward, match="gap_reward is not fit for RL"):
+        calibrate(alone(config, "calibrate"))
+    assert read_manifest(config.output / "gap_reward")["gap"] is None
+    calibrate(alone(tiny_config(config.output), "calibrate"))
+    assert read_manifest(config.output / "gap_reward")["gap"]["calibration"]["n"] > 0

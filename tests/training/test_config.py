@@ -62,6 +62,8 @@ def test_overrides_are_yaml_values_at_a_path() -> None:
         ("length.reference=32", "length.reference must be at least length.response"),
         ("base.documents=10", "base: Value error, base.documents must fill"),
         ("base.path=somewhere", "base.path"),
+        ("data.path=pairs.jsonl", "data.path: helpdesk writes its own data"),
+        ("data.split=[0.5, 0.4, 0.3]", "split fractions must be above 0 and sum to 1"),
     ],
 )
 def test_what_is_wrong_is_named(override: str, named: str) -> None:
@@ -69,6 +71,15 @@ def test_what_is_wrong_is_named(override: str, named: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(TINY, overrides)
     assert named in str(error.value)
+
+
+def test_what_only_some_data_or_models_have() -> None:
+    existing = ["reader=null", "base.optimizer=null", "base.path=somewhere"]
+    with pytest.raises(ConfigError, match=r"sft_policy\.replay: only a base model from scratch"):
+        load_config(TINY, existing)
+    load_config(TINY, [*existing, "sft_policy.replay=0"])
+    with pytest.raises(ConfigError, match=r"evaluation\.judge: gold"):
+        load_config(TINY, ["reader=null", "data.format=preference", "data.path=x", "evaluation.judge=gold"])
 
 
 def test_a_gap_reward_cannot_start_from_a_reward_that_is_not_trained() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import tracemalloc
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -15,13 +16,13 @@ from hypothesis import strategies as st
 from training.data import (
     LoadResult,
     Message,
+    PairStream,
     PreferencePair,
     load_pairs,
-    opening,
-    split_by_prompt,
     write_pairs,
 )
 from training.errors import ConfigError, DataError, TrainingError
+from training.split import opening, split_by_prompt
 
 DATA = Path(os.environ.get("PIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -95,6 +96,31 @@ def test_gzip_and_byte_order_mark_are_read(tmp_path: Path) -> None:
 def test_limit_counts_usable_pairs(file: Path) -> None:
     records = [record(rejected=answer("The price is 3 euros.")), record(), record(rejected=answer("x"))]
     assert [pair.id for pair in load(file, *records, limit=1).pairs] == ["pairs-2"]
+
+
+def test_reading_holds_no_texts(tmp_path: Path) -> None:
+    path = tmp_path / "big.jsonl"
+    with path.open("w") as lines:
+        for n in range(600):
+            long = answer(f"{n} " + "word " * 4_000)
+            lines.write(json.dumps(record(chosen=long)) + "\n")
+    assert path.stat().st_size > 12_000_000
+    stream = PairStream("chat_pairs", path)
+    tracemalloc.start()
+    assert sum(1 for _ in stream) == 600
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_500_000
+    assert stream.report().words["chosen"] == {"median": 4001, "p95": 4001, "max": 4001}
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_word_counts_are_those_of_the_sorted_list(counts: list[int]) -> None:
+    from training.data import _words
+
+    ordered, last = sorted(counts), len(counts) - 1
+    expected = {"median": ordered[last // 2], "p95": ordered[round(0.95 * last)], "max": ordered[-1]}
+    assert _words(Counter(counts)) == expected
 
 
 # ---------- what is left out, and said
@@ -410,13 +436,13 @@ def test_the_split_is_the_same_in_every_process_and_another_with_another_seed() 
 def test_a_constant_prompt_is_split_by_its_drafts() -> None:
     ask = (Message(role="user", content="Write one comment."),)
     pairs = [PreferencePair(str(n), ask, f"good {n}", f"draft {n // 2}", "made") for n in range(60)]
-    with pytest.raises(DataError, match=r"60 pairs with 1 different keys.*Set split_key to prompt\+rejected"):
+    with pytest.raises(DataError, match=r"60 pairs with .* the same key.*Set split_key to prompt\+rejected"):
         split_by_prompt(pairs)
     parts = split_by_prompt(pairs, split_key="prompt+rejected")
     assert sum(len({pair.rejected for pair in part}) for part in parts) == 30
     with pytest.raises(DataError, match="Use more data"):
         split_by_prompt(pairs[:2], split_key="prompt+rejected")
-    with pytest.raises(DataError, match=r"1 different keys.*Set split_key to prompt, all conversations"):
+    with pytest.raises(DataError, match=r"the same key.*Set split_key to prompt, all conversations"):
         split_by_prompt(pairs, split_key="opening")
 
 

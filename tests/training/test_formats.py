@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.test_data import real
-from training.data import PreferencePair, load_pairs, shared_prompts
+from training.data import PairStream, PreferencePair, load_pairs
 from training.errors import DataError
 from training.formats import Record, read_records, recognise
 from training.formats.pairs import implicit_prompt
@@ -110,8 +110,11 @@ def test_a_correction_is_preferred_to_its_draft_and_a_right_draft_says_nothing(t
         {"chosen": "Price? 3 euros.", "rejected": "Price? Dunno."},
         {"prompt": [TURN], "chosen": [answer("3 euros.")], "rejected": [answer("Dunno.")]},
         {"chosen": [TURN, answer("3 euros.")], "rejected": [TURN, answer("Dunno.")]},
+        {"prompt": "Price?", "chosen": [TURN, answer("3 euros.")], "rejected": [TURN, answer("Dunno.")]},
+        {"prompt": [TURN], "chosen": [TURN, answer("3 euros.")], "rejected": [TURN, answer("Dunno.")]},
+        {"prompt": "Price?", "chosen": [answer("3 euros.")], "rejected": [answer("Dunno.")]},
     ],
-    ids=["explicit", "implicit", "conversation", "implicit conversation"],
+    ids=["explicit", "implicit", "conversation", "implicit conversation", "both", "twice", "mixed"],
 )
 def test_the_four_types_say_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
     (pair,) = load_pairs("preference", written(tmp_path / "a.jsonl", row)).pairs
@@ -218,6 +221,12 @@ def test_a_directory_and_a_file_that_are_not_what_they_seem(tmp_path: Path) -> N
             "must be a conversation that ends",
         ),
         ("preference", {"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt must be text, not int"),
+        ("preference", {"prompt": 3, "chosen": [answer("a")], "rejected": []}, "prompt must be a list of m"),
+        (
+            "preference",
+            {"prompt": "Other?", "chosen": [TURN, answer("a")], "rejected": [TURN, answer("b")]},
+            "chosen is a conversation in which the prompt does not stand",
+        ),
     ],
 )
 def test_a_row_that_is_not_of_the_format(
@@ -245,6 +254,15 @@ def test_a_format_is_known_by_its_first_row(tmp_path: Path, row: dict[str, Any],
     assert recognise(written(tmp_path / "a.jsonl", row)) == format
 
 
+def test_tldr_with_its_prompt_written_out(tmp_path: Path) -> None:
+    """The TL;DR comparisons as TRL publishes them: plain text, a space before each summary."""
+    prompt = "SUBREDDIT: r/advice\n\nTITLE: Keys\n\nPOST: I lost my keys.\n\nTL;DR:"
+    row = {"prompt": prompt, "chosen": " Lost keys.", "rejected": " A dog ran."}
+    path = written(tmp_path / "a.jsonl", row)
+    (pair,) = load_pairs(recognise(path), path).pairs
+    assert (pair.prompt[0]["content"], pair.chosen, pair.rejected) == (prompt, "Lost keys.", "A dog ran.")
+
+
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"the keys text, which no format begins with\. Formats are chat_pairs, "
@@ -255,9 +273,13 @@ def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_prompts_that_two_files_share_are_counted(tmp_path: Path) -> None:
-    first = load_pairs("preference", written(tmp_path / "a.jsonl", *rows(6))).pairs
-    second = load_pairs("preference", written(tmp_path / "b.jsonl", *rows(9)[4:])).pairs
-    assert shared_prompts(first, second) == 2
+    changed = [row | {"rejected": "other"} if i == 5 else row for i, row in enumerate(rows(9))]
+    streams = [
+        PairStream("preference", written(tmp_path / "a.jsonl", *rows(6))),
+        PairStream("preference", written(tmp_path / "b.jsonl", *changed[4:])),
+    ]
+    assert [len(list(stream)) for stream in streams] == [6, 5]
+    assert streams[0].shared_with(streams[1]) == {"prompts": 2, "drafts": 1}
 
 
 # ---------- the real files

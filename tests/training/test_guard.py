@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.training.helpers import alone, publish_tiny, tiny_config
 from training.checkpoint import read_manifest
 from training.config import GuardConfig
-from training.errors import ConfigError
-from training.guard import adapted_beta, verdict
+from training.errors import ConfigError, Diverged
+from training.guard import Guard, adapted_beta, verdict
+from training.models import Trained
 
 JUDGES = st.lists(st.floats(-5, 5), max_size=30)
 
@@ -148,6 +149,18 @@ def test_a_guarded_run_stops_and_publishes_its_best_step(tmp_path: Path) -> None
     assert betas == [
         pytest.approx(adapted_beta(0.1, [r["kl"] for r in steps[:i]], 0.001)) for i in range(len(betas))
     ]
+
+
+def test_a_run_that_never_kept_within_its_bounds_publishes_nothing(tmp_path: Path) -> None:
+    from transformers import TrainerControl, TrainerState
+
+    worker = alone(tiny_config(tmp_path / "run"), "improver")
+    callback, control = Guard(worker, guard(kl=0.5)), TrainerControl()
+    state = TrainerState(log_history=[{"reward": 1.0, "kl": 0.9}] * 2)
+    callback.on_log(None, state, control)
+    assert control.should_training_stop
+    with pytest.raises(Diverged, match=r"improver: kl 0.900 is above 0.5 .* nothing to publish"):
+        callback.finish(Trained(None, {}))
 
 
 @pytest.mark.slow

@@ -65,9 +65,9 @@ def test_a_budget_that_the_model_has_no_room_for_is_refused(tmp_path: Path) -> N
     config = tiny_config(tmp_path)
     tokenizer = tiny_tokenizer(config)
     model = tiny_language_model(config, tokenizer)
-    check_room(config, tokenizer, model)
+    check_room(config, tokenizer, model.config)
     with pytest.raises(ConfigError, match=r"prompt 400 .* the model has 512 positions"):
-        check_room(tiny_config(tmp_path, "length.prompt=400"), tokenizer, model)
+        check_room(tiny_config(tmp_path, "length.prompt=400"), tokenizer, model.config)
 
 
 def test_no_more_is_measured_than_is_needed(tmp_path: Path) -> None:

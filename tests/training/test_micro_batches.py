@@ -68,3 +68,17 @@ def test_the_first_step_is_the_same_in_pieces(tmp_path: Path, stage: str, sectio
     at_once = first_step(tmp_path / "at_once", stage, *settings)
     in_pieces = first_step(tmp_path / "in_pieces", stage, *settings, f"{section}.micro_batch=2")
     assert in_pieces == pytest.approx(at_once, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [("model.gradient_checkpointing=true", 1e-4), ("model.dtype=bfloat16", 0.05)],
+)
+def test_what_saves_memory_changes_no_step(tmp_path: Path, setting: str, tolerance: float) -> None:
+    """Recomputed activations are the same ones; bfloat16 is off by its rounding."""
+    for stage in ("policy_sft", "gap_reward"):
+        settings = ("reader=null", "gap_reward.optimizer.epochs=0.2", "sft_policy.optimizer.epochs=0.2")
+        plain = first_step(tmp_path / f"{stage}-plain", stage, *settings)
+        saving = first_step(tmp_path / f"{stage}-saving", stage, *settings, setting)
+        assert saving == pytest.approx(plain, rel=tolerance, abs=1e-6), stage

@@ -82,15 +82,20 @@ def preference_record(record: Mapping[str, Any], where: Where) -> Record:
 def _conversational(
     record: Mapping[str, Any], where: Where
 ) -> tuple[tuple[tuple[Message, ...], ...], str, str]:
-    if record.get("prompt") is not None:
-        prompt = messages_of(record["prompt"], "prompt", where)
-        return (prompt,), *(response_of(record[key], key, where) for key in ("chosen", "rejected"))  # type: ignore[return-value]
+    """The responses may stand alone or, as in UltraFeedback, at the end of the conversation they answer,
+    whether or not a prompt is given beside it."""
+    given = record.get("prompt")
+    prompt: tuple[Message, ...] = ()
+    if given is not None:
+        prompt = asked(given) if isinstance(given, str) else messages_of(given, "prompt", where)
     prompts, responses = [], []
     for key in ("chosen", "rejected"):
         *before, last = messages_of(record[key], key, where)
-        if not before or last["role"] != "assistant":
+        if last["role"] != "assistant" or not (before or prompt):
             raise where.error(f"{key} must be a conversation that ends with an assistant message")
-        prompts.append(tuple(before))
+        if before and any(message not in before for message in prompt):
+            raise where.error(f"{key} is a conversation in which the prompt does not stand")
+        prompts.append(tuple(before) or prompt)
         responses.append(last["content"])
     return tuple(prompts), responses[0], responses[1]
 
