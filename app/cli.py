@@ -94,7 +94,7 @@ def serve(
     engine_metrics: Annotated[
         bool | None,
         typer.Option(
-            "--engine-metrics/--no-engine-metrics", help="vLLM's own metrics at /metrics too  [default: yes]"
+            "--engine-metrics/--no-engine-metrics", help="vLLM's own metrics at /metrics too  [default: no]"
         ),
     ] = None,
     otlp_endpoint: Annotated[

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")
-    engine_metrics: bool = Field(default=True, description="show vLLM's own metrics at /metrics too")
+    engine_metrics: bool = Field(
+        default=False, description="show vLLM's own metrics at /metrics too; costs some CPU time a token"
+    )
     otlp_endpoint: str | None = Field(
         default=None, description="send traces to this OTLP collector over HTTP (needs the extra otel)"
     )

@@ -33,7 +33,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 async def served(checkpoints: dict[str, Path]) -> AsyncGenerator[Served, None]:
     """What `pit serve` starts, golden checks included: vLLM with the policy, and the gap reward."""
     settings = Settings(
-        policy=checkpoints["both"], gap_reward=checkpoints["gap"], tool_call_parser="hermes"
+        policy=checkpoints["both"],
+        gap_reward=checkpoints["gap"],
+        tool_call_parser="hermes",
+        engine_metrics=True,
     )
     found = await start_models(settings)
     yield found

@@ -43,7 +43,9 @@ async def test_two_engines_start_together_and_leave_nothing_behind(
 ) -> None:
     """Policy and improver with different weights, each counted under its name; a closed engine says so."""
     before = engine_processes()
-    pair = await start_models(Settings(policy=checkpoints["both"], improver=checkpoints["improver"]))
+    pair = await start_models(
+        Settings(policy=checkpoints["both"], improver=checkpoints["improver"], engine_metrics=True)
+    )
     assert len(engine_processes() - before) == 2
     policy, improver = pair.models.policy, pair.models.improver
     assert policy is not None and improver is not None and policy is not improver
