@@ -1,7 +1,9 @@
-"""`pit`: serve, improve, runs, replay, db, bench, version. Everything slow is imported inside the command
-that needs it."""
+"""`pit`: serve, improve, doctor, runs, replay, db, bench, version. Everything slow is imported inside the
+command that needs it."""
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 BAD_USE = 2
+PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands that take --vllm-NAME too."""
 
 
 def fail(message: str, status: int = BAD_USE) -> typer.Exit:
@@ -37,7 +41,7 @@ def vllm_options(arguments: list[str]) -> dict[str, Any]:
         option, equals, value = rest.pop(0).partition("=")
         name = option.removeprefix("--vllm-").replace("-", "_")
         if not option.startswith("--vllm-") or not name:
-            raise fail(f"pit serve knows no {option!r}; pit serve --help lists the options")
+            raise fail(f"there is no option {option!r}; --help lists them")
         if equals:
             found[name] = value
         else:
@@ -45,7 +49,7 @@ def vllm_options(arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PASSING_ON)
 def serve(
     context: typer.Context,
     policy: Annotated[
@@ -135,17 +139,30 @@ def serve(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error  [default: warning]")
     ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json  [default: text]")] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option("--access-log/--no-access-log", help="A line in the log a request  [default: yes]"),
+    ] = None,
+    engine_metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--engine-metrics/--no-engine-metrics", help="vLLM's own metrics at /metrics too  [default: no]"
+        ),
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send traces there (OTLP over HTTP)  [default: none]")
+    ] = None,
 ) -> None:
     """Serve checkpoints over HTTP: /v1/improve, /v1/chat/completions, /v1/completions, /v1/score,
     /health/ready, /metrics.
 
     --vllm-NAME VALUE sets an argument of vLLM's engine, as --vllm-max-num-batched-tokens 4096.
     """
-    import logging
-
     from rich.console import Console
 
     from app.errors import CheckpointError, StoreError
+    from app.logs import configure_logging
     from app.server import serve as run_server
     from app.settings import SettingsError, load_settings
 
@@ -157,7 +174,7 @@ def serve(
     try:
         given["vllm"] = vllm_options(context.args) or None
         settings = load_settings(config, **given)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        configure_logging(settings)
         status = run_server(settings, Console())
     except (SettingsError, CheckpointError, StoreError) as error:
         raise fail(str(error)) from None
@@ -212,6 +229,48 @@ def improve(
         improve_in_terminal(url, {key: value for key, value in body.items() if value is not None}, as_json)
     except ServerError as error:
         raise fail(str(error), status=1) from None
+
+
+def _doctor(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Start the engines too, and try their golden samples.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    **given: Any,
+) -> None:
+    """Check the machine, the packages, the checkpoints and the settings for pit serve, and say what to mend.
+
+    Takes the options of pit serve. Exit status 1: something has to be mended.
+    """
+    from rich.console import Console
+
+    from app.doctor import examine
+    from app.doctor.report import show
+
+    given = {name: value for name, value in given.items() if value != []}
+    given["vllm"] = vllm_options(context.args) or None
+    healthy = show(examine(config, given, run_engines=deep), Console(), as_json)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _with_the_options_of(command: Callable[..., None], function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the parameters of `command` in place of its **keywords, for Typer to read."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {parameter.name for parameter in own}
+    others = [
+        parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name not in taken and parameter.annotation is not typer.Context
+    ]
+    parameters = [*others, *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function
+
+
+app.command("doctor", context_settings=PASSING_ON)(_with_the_options_of(serve, _doctor))
 
 
 @app.command()

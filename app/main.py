@@ -1,8 +1,10 @@
 """`create_app`: wiring and lifespan, nothing else."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,10 +15,12 @@ from app import __version__
 from app.api import chat, completions, health, improve, models, runs
 from app.errors import AppError, BadRequest, from_status
 from app.middleware import RequestContext, error_response
+from app.observe import observed
 from app.runs import Runs
 from app.runtime import ModelFactory, Runtime, Served, start_models
 from app.settings import Settings
 from app.telemetry import Telemetry
+from app.tracing import OpenTelemetryTracer
 
 
 def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
@@ -26,11 +30,12 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     """
     telemetry = Telemetry()
     kept = Runs(settings, telemetry)
+    measured = _observing(factory, telemetry)
 
     async def start(settings: Settings) -> Served:
         if kept.store:
             await kept.store.open()
-        served = await factory(settings)
+        served = await measured(settings)
         if kept.store:
             kept.store.start()
         return served
@@ -43,6 +48,8 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         yield
         await kept.stop()
         await runtime.stop()
+        if isinstance(telemetry.tracer, OpenTelemetryTracer):
+            await asyncio.to_thread(telemetry.tracer.close)
 
     app = FastAPI(
         title="pit-serve",
@@ -60,6 +67,19 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     for module in (improve, runs, chat, completions, models, health):
         app.include_router(module.router)
     return app
+
+
+def _observing(factory: ModelFactory, telemetry: Telemetry) -> ModelFactory:
+    """The factory, whose models are measured. Traces begin once the models are up: a process that has threads
+    should not fork."""
+
+    async def start(settings: Settings) -> Served:
+        served = await factory(settings)
+        if settings.otlp_endpoint and telemetry.tracer is None:
+            telemetry.tracer = OpenTelemetryTracer(settings)
+        return replace(served, models=observed(served.models, telemetry))
+
+    return start
 
 
 TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}

@@ -1,25 +1,35 @@
-"""One pure ASGI middleware around everything: request id, body limit, metrics, and the last resort for
-exceptions."""
+"""One pure ASGI middleware around everything: request id, body limit, metrics, span, one line in the log, and
+the last resort for exceptions."""
 
 import asyncio
+import logging
 import re
 import time
 import uuid
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import INTERNAL_ERROR_MESSAGE, AppError, BadRequest, TooLarge
+from app.logs import access, log_access
+from app.observe import RequestState, current, trace_context
 from app.telemetry import Telemetry, log_failure
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 BODY_TIMEOUT_S = 30.0
+STATUS_CLIENT_CLOSED = 499
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+QUIET_ROUTES = frozenset(("/health", "/health/live", "/health/ready", "/metrics"))
+"""What machines ask every few seconds: in the log only when it fails."""
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 def error_response(error: AppError) -> JSONResponse:
-    """An error as an HTTP response."""
+    """An error as an HTTP response; its code goes into the request's line in the log."""
+    if state := current.get():
+        state.error = error.code
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
@@ -36,34 +46,49 @@ class RequestContext:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        started = time.perf_counter()
-        self.telemetry.in_flight.inc()
+        state = RequestState(given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
+        state.trace = trace_context(headers)
+        answer = _Answer(scope, send, state, self.telemetry)
+        token = current.set(state)
+        self._begin(scope, state)
         try:
             body = await self._read_body(headers, receive)
-            await self.app(scope, _replay(body, receive), send_with_id)
+            state.begin()
+            await self.app(scope, _replay(body, receive), answer.send)
         except AppError as error:
-            await error_response(error)(scope, receive, send_with_id)
+            await error_response(error)(scope, receive, answer.send)
         except _ClientGone:
             self.telemetry.disconnects.labels(_route(scope)).inc()
         except Exception as error:
-            log_failure(f"request {request_id}", error)
-            if not status:
-                await error_response(AppError(INTERNAL_ERROR_MESSAGE))(scope, receive, send_with_id)
+            state.error = type(error).__name__
+            log_failure(f"request {state.request_id}", error)
+            if not answer.status:
+                await error_response(AppError(INTERNAL_ERROR_MESSAGE))(scope, receive, answer.send)
         finally:
-            self.telemetry.in_flight.dec()
-            route = _route(scope)
-            self.telemetry.requests.labels(route, scope["method"], str(status or 499)).inc()
-            self.telemetry.seconds.labels(route).observe(time.perf_counter() - started)
+            self._end(scope, state, answer)
+            current.reset(token)
+
+    def _begin(self, scope: Scope, state: RequestState) -> None:
+        self.telemetry.in_flight.inc()
+        if self.telemetry.tracer:
+            asked = {"http.request.method": _method(scope), "pit.request.id": state.request_id}
+            state.span = self.telemetry.tracer.start(
+                _method(scope), asked, remote=state.trace, kind="server"
+            )
+
+    def _end(self, scope: Scope, state: RequestState, answer: "_Answer") -> None:
+        telemetry, route, method = self.telemetry, _route(scope), _method(scope)
+        seconds, overhead = time.perf_counter() - answer.arrived, state.overhead_s
+        status = answer.status or STATUS_CLIENT_CLOSED
+        telemetry.in_flight.dec()
+        telemetry.requests.labels(route, method, str(status)).inc()
+        telemetry.seconds.labels(route).observe(seconds)
+        telemetry.overhead.labels(route).observe(overhead)
+        if state.span:
+            state.span.set({"http.route": route, "http.response.status_code": status})
+            state.span.end(str(status) if status >= 500 else None)
+        if access.isEnabledFor(logging.INFO) and not (route in QUIET_ROUTES and status < 400):
+            log_access(state, route=route, method=method, status=status, seconds=seconds, overhead=overhead)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """Raises `TooLarge`, or `BadRequest` for a body that does not arrive in time."""
@@ -91,6 +116,37 @@ class RequestContext:
             ) from None
 
 
+class _Answer:
+    """The way back to the client: adds the headers, and notices when the first event of a stream leaves."""
+
+    __slots__ = ("_send", "_streams", "_telemetry", "arrived", "scope", "state", "status")
+
+    def __init__(self, scope: Scope, send: Send, state: RequestState, telemetry: Telemetry) -> None:
+        self.scope, self.state, self.status = scope, state, 0
+        self.arrived = time.perf_counter()
+        self._send, self._telemetry, self._streams = send, telemetry, False
+
+    async def send(self, message: Message) -> None:
+        state = self.state
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            added = [
+                (b"x-request-id", state.request_id.encode()),
+                (b"x-pit-overhead-ms", b"%.2f" % (1000 * state.overhead_s)),
+            ]
+            message["headers"] = [*message.get("headers", ()), *added]
+            self._streams = EVENT_STREAM in message["headers"]
+        elif self._streams and not message["body"].startswith(b":"):  # a comment is no event
+            self._streams = False
+            first = self._telemetry.first_event.labels(_route(self.scope))
+            first.observe(time.perf_counter() - self.arrived)
+        state.pause()
+        try:
+            await self._send(message)
+        finally:
+            state.resume()
+
+
 class _ClientGone(Exception):
     """The client closed the connection while it sent the body."""
 
@@ -107,6 +163,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+def _method(scope: Scope) -> str:
+    """The method, where it is one: a word that a client made up must not become a label."""
+    return scope["method"] if scope["method"] in METHODS else "other"
 
 
 def _route(scope: Scope) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
 from app.checkpoint import Flag
 from app.engines.base import Engine, Scorer
 from app.improve.options import Models
@@ -16,6 +18,8 @@ class Served:
     models: Models
     close: Callable[[], Awaitable[None]]
     engine_version: str = ""
+    engine_metrics: CollectorRegistry | None = None
+    """What the engines count themselves."""
     notes: tuple[str, ...] = ()
 
     def names(self) -> dict[str, str]:
@@ -36,6 +40,7 @@ class Started:
     scorer: Scorer | None
     close: Callable[[], Awaitable[None]]
     version: str = ""
+    metrics: CollectorRegistry | None = None
     notes: tuple[str, ...] = ()
 
 

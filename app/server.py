@@ -10,10 +10,12 @@ from types import FrameType
 import uvicorn
 from rich.console import Console
 
+from app.logs import quiet_loop_errors
 from app.main import create_app
 from app.runtime import Runtime
 from app.settings import Settings, SettingsError
 from app.start import read_checkpoints, start_models
+from app.tracing import check_tracing
 
 STARTUP_FAILED = 2
 KEEP_ALIVE_S = 75
@@ -24,11 +26,13 @@ load balancers 60 s). The side that closes first must be the client, or a reques
 def serve(settings: Settings, console: Console) -> int:
     """Serve until a signal; return the exit status. Raises `CheckpointError` and `SettingsError` before
     anything runs."""
+    check_tracing(settings)
     checkpoints = read_checkpoints(settings)
     listener = _bind(settings.host, settings.port)
     app = create_app(settings, partial(start_models, checkpoints=checkpoints))
     config = uvicorn.Config(
         app,
+        log_config=None,
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
@@ -51,6 +55,7 @@ def serve(settings: Settings, console: Console) -> int:
 async def _serve(
     server: uvicorn.Server, listener: socket.socket, runtime: Runtime, console: Console, url: str
 ) -> int:
+    asyncio.get_running_loop().set_exception_handler(quiet_loop_errors)
     announcer = asyncio.create_task(_announce(server, runtime, console, url))
     try:
         await server.serve(sockets=[listener])

@@ -1,5 +1,6 @@
 """Every setting of the server in one model: command line > PIT_* environment > YAML file > defaults."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -167,6 +168,14 @@ class Settings(BaseSettings):
         default=1000.0, ge=0, description="beyond this size the oldest stored runs are deleted; 0: never"
     )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
+    access_log: bool = Field(default=True, description="one line in the log for each request")
+    engine_metrics: bool = Field(
+        default=False, description="show vLLM's own metrics at /metrics too; costs some CPU time a token"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="send traces to this OTLP collector over HTTP (needs the extra otel)"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -194,7 +203,15 @@ def load_settings(config: Path | None = None, **command_line: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"setting {name!r} is not known{nearest_setting(name)}") from None
         raise SettingsError(f"setting {name!r}: {first['msg']}") from None
+
+
+def nearest_setting(name: str) -> str:
+    """`; did you mean 'port'?`, or nothing where no setting has such a name."""
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -111,7 +111,8 @@ async def start_models(settings: Settings, checkpoints: Checkpoints | None = Non
         models = replace(models, calibration=calibration)
         notes += [note] if note else []
     versions = dict.fromkeys(part.version for part in parts if part.version)
-    return Served(models, close, ", ".join(versions), tuple(notes))
+    metrics = next((part.metrics for part in parts if part.metrics), None)
+    return Served(models, close, ", ".join(versions), metrics, tuple(notes))
 
 
 def improve_turn(checkpoints: Checkpoints, settings: Settings) -> tuple[str, str | None]:

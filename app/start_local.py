@@ -45,7 +45,7 @@ async def start_local(settings: Settings, checkpoints: Checkpoints) -> Started:
         await asyncio.gather(*(engine.close() for engine in supervised.values()))
         await models.close()
 
-    return Started(engines, models.scorer, close, version)
+    return Started(engines, models.scorer, close, version, models.starter.metrics)
 
 
 @dataclass

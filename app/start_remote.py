@@ -65,7 +65,7 @@ async def start_remote(
         await close()
         raise
     notes = tuple(note for role in found for note in role.notes)
-    return Started(engines, scorer, close, version, notes)
+    return Started(engines, scorer, close, version, notes=notes)
 
 
 @dataclass

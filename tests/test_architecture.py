@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = {"accelerate", "peft", "trl"}
-ENGINES = {"torch", "transformers", "trl", "vllm"}
+ENGINES = {"opentelemetry", "torch", "transformers", "trl", "vllm"}
 PURE_TRAINING = ("losses", "chat", "data", "formats", "config")
 
 
@@ -53,6 +53,7 @@ def test_only_the_engine_of_vllm_imports_it() -> None:
 
 def test_the_core_knows_no_web_framework_no_engine_and_no_database() -> None:
     forbidden = {"fastapi", "starlette", "vllm", "sqlalchemy", "app.engines.vllm", "app.api", "app.store"}
+    forbidden |= {"opentelemetry", "prometheus_client", "app.observe", "app.telemetry"}
     assert violations((ROOT / "app/improve").rglob("*.py"), forbidden) == []
 
 
@@ -116,7 +117,7 @@ def project_files() -> Iterator[Path]:
     """Every file of the project, hidden ones too; not what .gitignore names (no git needed)."""
     for directory, names, files in os.walk(ROOT):
         names[:] = [n for n in names if n not in LEFT_OUT and not n.endswith("_cache") and n != ".hypothesis"]
-        yield from (Path(directory, name) for name in files if not name.endswith((".log", ".pyc")))
+        yield from (Path(directory, name) for name in files if not name.endswith((".log", ".pyc", ".git")))
 
 
 def test_no_file_names_a_package_host_or_a_path_of_one_machine() -> None:

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from app import __version__
 from app.runtime import Runtime
+from app.telemetry import Telemetry
 
 router = APIRouter(tags=["operations"])
 
@@ -45,7 +46,9 @@ async def version(request: Request) -> dict[str, str]:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics."""
-    return Response(
-        request.app.state.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
-    )
+    """Prometheus metrics: pit_*, and the engines' own."""
+    runtime: Runtime = request.app.state.runtime
+    telemetry: Telemetry = request.app.state.telemetry
+    telemetry.ready.set(0 if await runtime.not_ready_because() else 1)
+    engines = runtime.served.engine_metrics if runtime.served else None
+    return Response(telemetry.render(engines), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -22,6 +22,7 @@ import aiohttp
 
 from app.engines.breaker import Breaker
 from app.errors import AppError, BadRequest, ContextTooLong, EngineFailed, Overloaded
+from app.observe import trace_headers
 
 log = logging.getLogger(__name__)
 LONGEST_HEALTH_PAUSE_S = 60.0
@@ -201,7 +202,7 @@ class UpstreamPool:
         upstream.breaker.begin()
         try:
             response = await self._http.request(
-                method, upstream.url + path, data=content, allow_redirects=False
+                method, upstream.url + path, data=content, headers=trace_headers(), allow_redirects=False
             )
             try:
                 if response.status != 200:

@@ -18,9 +18,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from prometheus_client import CollectorRegistry
+
 from app.engines.vllm import SHUTDOWN_TIMEOUT_S
+from app.engines.vllm_metrics import stat_logger
 from app.errors import CheckpointError
 from app.settings import Settings
 
@@ -156,6 +160,9 @@ class EngineStarter:
         self._settings = settings
         self._starting = threading.Lock()
         self._ended = threading.Event()
+        self.metrics = CollectorRegistry() if settings.engine_metrics else None
+        """What the engines count, each under its model's name."""
+        self._names: dict[str, list[str]] = {}
 
     async def start(
         self,
@@ -217,9 +224,21 @@ class EngineStarter:
         self._starting.acquire()
         _fork_hooks.release = self._starting.release
         try:
-            config = AsyncEngineArgs(**arguments).create_engine_config()
+            named = {"served_model_name": self._name(str(arguments["model"]))} | arguments
+            config = AsyncEngineArgs(**named).create_engine_config()
             # The CPU platform asks for "spawn" in every new configuration.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            if self.metrics is None:
+                return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(config, stat_loggers=[stat_logger(self.metrics)])
         finally:
             _after_fork_in_parent()  # nothing was forked: spawned, or failed before
+
+    def _name(self, model: str) -> str:
+        """The label of an engine's metrics: the directory's name, with a number where two have the same."""
+        name = Path(model).name
+        models = self._names.setdefault(name, [])
+        if model not in models:
+            models.append(model)
+        number = models.index(model)
+        return f"{name}-{number + 1}" if number else name

@@ -118,9 +118,12 @@ async def test_a_gateway_is_light() -> None:
                     except httpx.TransportError:
                         pass
                     await asyncio.sleep(0.1)
+                parent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+                client.headers["traceparent"] = parent
                 body = {"model": "policy", "messages": CHAT}
                 for _ in range(50):
                     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+            assert parent.encode() in upstream.headers[-1], "a trace ends at the gateway"
             assert psutil.Process(server.pid).memory_info().rss < 200e6
         finally:
             server.terminate()

@@ -82,12 +82,12 @@ def test_a_run_without_a_seed_of_its_own_replays_identically(serving: Serving) -
 
 
 def test_another_model_is_named_and_its_texts_are_shown(serving: Serving) -> None:
-    run = serving.improve(reference="no")
-    serving.use(fake_models(improver=FakeEngine(model_id="fake-newer", script=lambda _: "thanks indeed")))
+    run = serving.improve(reference="no", seed=1)
+    serving.use(fake_models(improver=FakeEngine(model_id="fake-newer", script=lambda _: "much obliged")))
     shown = pit("replay", run["id"], "--url", serving.url)
     assert shown.exit_code == 1, shown.output
     assert "improver: was fake-improver, is fake-newer" in shown.stdout
-    assert "{+thanks indeed+}" in shown.stdout
+    assert "{+much obliged+}" in shown.stdout
     assert "iteration 1" in shown.stdout
     assert shown.stdout.rstrip().endswith("different")
     found = json.loads(pit("replay", run["id"], "--url", serving.url, "--json").stdout)

@@ -36,7 +36,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 async def served(checkpoints: dict[str, Path]) -> AsyncGenerator[Served, None]:
     """What `pit serve` starts, golden checks included: vLLM with the policy, and the gap reward."""
-    settings = Settings(policy=checkpoints["both"], gap_reward=checkpoints["gap"], tool_call_parser="hermes")
+    settings = Settings(
+        policy=checkpoints["both"],
+        gap_reward=checkpoints["gap"],
+        tool_call_parser="hermes",
+        engine_metrics=True,
+    )
     found = await start_models(settings)
     yield found
     await found.close()
@@ -51,7 +56,7 @@ async def url(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Async
         """The engine goes on: other tests use it."""
 
     async def factory(_: Settings) -> Served:
-        return Served(served.models, close, served.engine_version)
+        return Served(served.models, close, served.engine_version, served.engine_metrics)
 
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(settings, factory)

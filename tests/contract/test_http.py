@@ -3,6 +3,7 @@ leaves."""
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.engines.vllm import VllmEngine
 from app.replay import difference
@@ -137,4 +139,10 @@ async def test_metrics_after_all_this(http: httpx.AsyncClient, checkpoints: dict
     text = (await http.get("/metrics")).text
     assert "pit_requests_in_flight 1.0" in text
     assert 'pit_tokens_total{kind="completion",phase="improve"}' in text
+    assert re.search(r'pit_first_token_seconds_count{model="both",phase="improve"} [1-9]', text)
+    # vLLM's own beside them; the two agree on how many generations there were.
+    assert re.search(r'vllm:generation_tokens_total{engine="0",model_name="both"} [1-9]', text)
+    assert re.search(r'vllm:prefix_cache_hits_total{engine="0",model_name="both"} [1-9]', text)
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families), "no family twice"
     assert (await http.get("/version")).json()["engine"] == "0.32.0"

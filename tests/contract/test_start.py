@@ -42,12 +42,25 @@ async def only_these_are_left(before: set[int], seconds: float = 30) -> bool:
 async def test_two_engines_start_together_and_leave_nothing_behind(
     served: Served, checkpoints: dict[str, Path]
 ) -> None:
-    """Policy and improver with different weights; a closed engine says so."""
+    """Policy and improver with different weights, each counted under its name; a closed engine says so."""
     before = engine_processes()
-    pair = await start_models(Settings(policy=checkpoints["both"], improver=checkpoints["improver"]))
+    pair = await start_models(
+        Settings(policy=checkpoints["both"], improver=checkpoints["improver"], engine_metrics=True)
+    )
     assert len(engine_processes() - before) == 2
     policy, improver = pair.models.policy, pair.models.improver
     assert policy is not None and improver is not None and policy is not improver
+    assert pair.engine_metrics is not None
+    for model in (policy, improver):
+        async for _ in model.generate(Prompt([3, 10, 1, 4], 4), Sampling(max_tokens=3)):
+            pass
+    counted = {
+        name: pair.engine_metrics.get_sample_value(
+            "vllm:prompt_tokens_total", {"model_name": name, "engine": "0"}
+        )
+        for name in ("both", "improver")
+    }
+    assert all(tokens and tokens >= 4 for tokens in counted.values()), counted
     await pair.close()
     assert await only_these_are_left(before)
     with pytest.raises(EngineFailed):
@@ -75,7 +88,7 @@ def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
     """The command itself: /health/live at once, ready later, an improvement, SIGTERM, status 0, no process
     left. A connection that idles meanwhile stays open: clients' pools keep theirs for 5 s and more."""
     command = [
-        sys.executable, "-m", "app.cli", "serve", "--port", "0",
+        sys.executable, "-m", "app.cli", "serve", "--port", "0", "--log-format", "json",
         "--policy", str(checkpoints["both"]), "--gap-reward", str(checkpoints["gap"]),
     ]  # fmt: skip
     server = subprocess.Popen(
@@ -114,7 +127,12 @@ def test_pit_serve_from_start_to_end(checkpoints: dict[str, Path]) -> None:
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
         assert not any(psutil.pid_exists(pid) for pid in engines)
-        assert "Traceback" not in server.stdout.read()
+        written = server.stdout.read()
+        assert "Traceback" not in written
+        records = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
+        (asked,) = (record for record in records if record.get("route") == "/v1/improve")
+        assert (asked["status"], asked["logger"]) == (200, "app.access")
+        assert asked["completion_tokens"] > 0
     finally:
         if server.poll() is None:
             server.kill()
