@@ -17,6 +17,8 @@ from app.settings import Settings
 
 BLOCK_SIZE = 32
 """Tokens of a prefix cache block on a CPU; vLLM's default of 128 caches nothing of a short conversation."""
+SMALLEST_BATCH = 4096
+"""Tokens that an engine on a CPU reads in one step at least."""
 ADAPTER = "adapter"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for."""
@@ -51,14 +53,13 @@ def over_base(base: Path, checkpoints: Sequence[Checkpoint], settings: Settings)
     if not fitting:
         raise CheckpointError(f"--base: an adapter of rank {max(ranks)} is more than vLLM's {RANKS[-1]}.")
     lengths = [checkpoint.context_length(settings.max_model_len) for checkpoint in checkpoints]
-    own = generation(checkpoints[0], settings)
+    own = generation(checkpoints[lengths.index(max(lengths))], settings)
     return {
-        "max_model_len": max(lengths),
         "max_loras": len(checkpoints),
         "max_lora_rank": fitting[0],
         # Training may have added to the tokenizer; the checkpoints' ends what they write.
         "tokenizer": str(checkpoints[0].path),
-    } | {**own, "model": str(base), "max_model_len": max(lengths), "enable_lora": True}
+    } | {**own, "model": str(base), "enable_lora": True}
 
 
 def adapter_rank(checkpoint: Checkpoint) -> int:
@@ -96,7 +97,11 @@ def _common(path: Path, context_length: int, settings: Settings) -> dict[str, An
         "seed": 0,
     }
     if on_cpu:
-        return arguments | {"enforce_eager": True, "block_size": BLOCK_SIZE}
+        arguments |= {"enforce_eager": True, "block_size": BLOCK_SIZE}
+        # A prompt that is read in parts makes vLLM rewind the request's random generator, which a CPU's
+        # cannot: one burst of requests with seeds would end the engine.
+        arguments |= {"enable_chunked_prefill": False}
+        return arguments | {"max_num_batched_tokens": max(SMALLEST_BATCH, context_length)}
     return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
 
 

@@ -176,6 +176,16 @@ async def test_a_closed_engine_says_so(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.engine
+async def test_a_burst_of_long_prompts_with_seeds_is_survived(real_engine: VllmEngine) -> None:
+    """More tokens than one step reads: a prompt that is read in parts would end an engine on a CPU."""
+    chat: list[Message] = [{"role": "user", "content": "What is the price of the lamp? " * 5}]
+    tokens = (await real_engine.prepare(chat)).tokens
+    assert tokens is not None
+    burst = await asyncio.gather(*(generate(real_engine, chat, seed=n) for n in range(9000 // tokens)))
+    assert all(deltas[-1].finish_reason for deltas in burst)
+
+
+@pytest.mark.engine
 async def test_pieces_of_many_tokens_are_the_same_text(real_engine: VllmEngine) -> None:
     """The first token alone, then eight at a time; nothing of the text or the count is lost."""
     alone = await generate(real_engine, max_tokens=40, seed=3, temperature=1.5)
