@@ -87,7 +87,7 @@ class RequestContext:
         if state.span:
             state.span.set({"http.route": route, "http.response.status_code": status})
             state.span.end(str(status) if status >= 500 else None)
-        if access.isEnabledFor(logging.INFO) and not (route in QUIET_ROUTES and status < 400):
+        if access.isEnabledFor(logging.INFO) and not (route in QUIET_ROUTES and status in (200, 503)):
             log_access(state, route=route, method=method, status=status, seconds=seconds, overhead=overhead)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
