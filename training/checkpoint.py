@@ -18,8 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from training.chat import encode, encode_completion, gap_messages, improver_messages
 from training.checks import positions
 from training.errors import CheckpointError
@@ -223,6 +221,8 @@ def generation_golden(
     improve_turn: str | None,
 ) -> list[dict[str, Any]]:
     """Golden samples of a policy (`improve_turn` None) or an improver: log-probabilities of y_w."""
+    import torch
+
     samples = []
     for pair in pairs:
         messages = list(pair.prompt)
@@ -253,6 +253,8 @@ def score_golden(
     with_baseline: bool,
 ) -> list[dict[str, Any]]:
     """Golden samples of a pointwise reward or (`with_baseline`) a gap reward: raw scores."""
+    import torch
+
     samples: list[dict[str, Any]] = []
     for pair in pairs:
         sample: dict[str, Any] = {"messages": list(pair.prompt), "candidate": pair.chosen}

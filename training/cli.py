@@ -50,12 +50,14 @@ def run(
     settings = load_config(config, overrides or [])
 
     def work(console: Console) -> None:
-        from training.generations import run_generation
-        from training.pipeline import run as run_pipeline
-
+        # Each only where it is wanted: a run from scratch starts without torch, its workers have it.
         if from_feedback is None:
+            from training.pipeline import run as run_pipeline
+
             run_pipeline(settings, console, retrain=retrain, until=until)
         else:
+            from training.generations import run_generation
+
             run_generation(settings, from_feedback, console, retrain=retrain)
 
     if dry_run:

@@ -131,7 +131,7 @@ def run(config: RunConfig, console: Console, *, retrain: bool = False, until: st
 def _run(config: RunConfig, console: Console, todo: list[Stage], finished: set[str], retrain: bool) -> None:
     _save_config(config)
     if len(finished) < len(stages(config)):
-        start_server()
+        start_server(config)
     if not _data_ready(config) or retrain:
         console.print(prepare_data(config))
     seconds: dict[str, float] = {}

@@ -88,7 +88,7 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
         return lead(config, stage, function, on_progress)
     log = stage_log(config, stage)
     context = multiprocessing.get_context("forkserver")
-    start_server()
+    start_server(config)
     with _environment(_WORKER_ENVIRONMENT):
         size, port = config.process_count, _free_port()
         pipes: dict[Connection, BaseProcess] = {}
@@ -120,11 +120,12 @@ def stage_log(config: RunConfig, stage: str) -> Path:
     return log
 
 
-def start_server() -> None:
+def start_server(config: RunConfig) -> None:
     """Let the fork server import the heavy libraries while the caller goes on with something else."""
     if place() is not None:
         return  # launched processes run the stages themselves
-    with _environment(_WORKER_ENVIRONMENT):
+    by_vllm = any(rl and rl.rollouts != "transformers" for rl in (config.rl_policy, config.rl_improver))
+    with _environment(_WORKER_ENVIRONMENT | {"PIT_TRAIN_WITH_VLLM": "1" if by_vllm else "0"}):
         multiprocessing.get_context("forkserver").set_forkserver_preload(["training.preload"])
         forkserver.ensure_running()
 
