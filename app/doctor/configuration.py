@@ -75,7 +75,7 @@ def _environment() -> Iterator[Finding]:
         )
 
 
-KNOWN = set(Settings.model_fields) | {"api_key", "url"}
+KNOWN = set(Settings.model_fields) | {"api_key"}
 """Names after PIT_ that the server or the command line reads."""
 
 
