@@ -13,6 +13,7 @@ from app.engines.base import Delta, TokenLogprob
 from app.errors import BadRequest
 from app.improve.answer import Answers, prepare_all
 from app.improve.options import Models
+from app.observe import current
 from app.runtime import Runtime
 from app.schemas import ERRORS
 from app.schemas_openai import COMPLETION_MAX_TOKENS, CompletionRequest
@@ -34,6 +35,8 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
             param="model",
             code="unsupported_value",
         )
+    if state := current.get():
+        state.phase = "completion"
     completion = await Completion.start(body, runtime.models, telemetry)
     if body.stream:
         return EventStream(completion.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
