@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.models import find_model
-from app.api.openai import ChunkUsage, Envelope, completion_logprobs, dumps, stream_answers
+from app.api.openai import ChunkUsage, Envelope, completion_logprobs, stream_answers
+from app.api.render import dumps
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Delta, TokenLogprob
 from app.errors import BadRequest
