@@ -5,7 +5,7 @@ The format is specified in docs/checkpoint.md. Everything here is a plain read: 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -134,7 +134,8 @@ class Manifest(ManifestPart):
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """The sampling that a checkpoint's generation_config.json recommends; None: it does not say."""
+    """The sampling that a checkpoint's generation_config.json recommends, and where it has no length the
+    manifest's budget; None: neither says."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -202,8 +203,11 @@ def read_checkpoint(path: Path, flag: Flag, *, verify: bool = True, weights: boo
             )
         if verify and weights:
             _verify_files(path, manifest)
+    sampling = _read_sampling(path)
+    if sampling.max_tokens is None and manifest:
+        sampling = replace(sampling, max_tokens=manifest.length_budget.response)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return Checkpoint(path, manifest, _read_sampling(path), str(dtype), config.get("max_position_embeddings"))
+    return Checkpoint(path, manifest, sampling, str(dtype), config.get("max_position_embeddings"))
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:

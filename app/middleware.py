@@ -12,14 +12,13 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import INTERNAL_ERROR_MESSAGE, AppError, BadRequest, TooLarge
+from app.errors import INTERNAL_ERROR_MESSAGE, STATUS_CLIENT_CLOSED, AppError, BadRequest, TooLarge
 from app.logs import access, log_access
 from app.observe import RequestState, current, trace_context
 from app.telemetry import Telemetry, log_failure
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 BODY_TIMEOUT_S = 30.0
-STATUS_CLIENT_CLOSED = 499
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 QUIET_ROUTES = frozenset(("/health", "/health/live", "/health/ready", "/metrics"))
 """What machines ask every few seconds: in the log only when it fails."""

@@ -67,7 +67,7 @@ class RequestState:
         self.span: Span | None = None
         """The innermost open span."""
         self.phase = "chat"
-        """What is generated now: chat, draft or improve."""
+        """What is generated now: chat, completion, draft or improve."""
         self.run_id: str | None = None
         self.stop_reason: str | None = None
         self.error: str | None = None
@@ -150,9 +150,9 @@ class ObservedEngine:
         state, telemetry, model = current.get() or RequestState(), self.telemetry, self.inner.model_id
         phase, span = state.phase, None
         if telemetry.tracer:
-            span = telemetry.tracer.start(
-                f"chat {model}", _asked(model, phase, sampling), parent=state.span, kind="client"
-            )
+            asked = _asked(model, phase, sampling)
+            name = f"{asked['gen_ai.operation.name']} {model}"
+            span = telemetry.tracer.start(name, asked, parent=state.span, kind="client")
             _calling.set(span)
         first: float | None = None
         tokens, read, cached, finish, error = 0, prompt.tokens, 0, None, None
@@ -249,7 +249,7 @@ def _kind(error: BaseException) -> str:
 def _asked(model: str, phase: str, sampling: Sampling) -> dict[str, Any]:
     """The attributes of a generation before it starts; stop strings are text of the user and stay out."""
     asked = {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": "text_completion" if phase == "completion" else "chat",
         "gen_ai.provider.name": "vllm",
         "gen_ai.request.model": model,
         "gen_ai.request.max_tokens": sampling.max_tokens,

@@ -18,6 +18,8 @@ from app.start import read_checkpoints, start_models
 from app.tracing import check_tracing
 
 STARTUP_FAILED = 2
+DEFAULT_URL = "http://127.0.0.1:8000"
+"""Where the other commands look for the server unless they are told."""
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than clients and proxies keep one in their pools (httpx 5 s,
 load balancers 60 s). The side that closes first must be the client, or a request can meet the closing."""
@@ -75,10 +77,11 @@ async def _announce(server: uvicorn.Server, runtime: Runtime, console: Console, 
     elif runtime.served:
         for note in runtime.served.notes:
             console.print(f"[yellow]note:[/] {_escape(note)}", highlight=False, soft_wrap=True)
+        where = "" if url == DEFAULT_URL else f" --url {url}"
         names = ", ".join(f"{what} {name}" for what, name in runtime.served.names().items())
         console.print(
             f"[bold green]ready[/] on {url} after {runtime.ready_after_s:.1f} s ({_escape(names)})."
-            ' Try: pit improve "your question" --reference "your draft"',
+            f' Try: pit improve "your question" --reference "your draft"{where}',
             highlight=False,
             soft_wrap=True,
         )

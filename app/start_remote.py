@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from app.checkpoint import Checkpoint, Flag, SamplingDefaults
@@ -140,8 +140,6 @@ async def _engine(settings: Settings, role: _Role) -> RemoteEngine:
     """Raises `CheckpointError` when the upstream is not what the manifest says."""
     checkpoint = role.checkpoint
     defaults = checkpoint.sampling if checkpoint else SamplingDefaults()
-    if checkpoint and checkpoint.manifest and defaults.max_tokens is None:
-        defaults = replace(defaults, max_tokens=checkpoint.manifest.length_budget.response)
     try:
         tokenizes = await can_tokenize(role.pool, role.model)
     except AppError as error:

@@ -171,7 +171,7 @@ class Telemetry:
         return generate_latest(self.registry) + (generate_latest(engine) if engine else b"")
 
     def count(self, phase: str, tokens: TokenCount) -> None:
-        """Count the tokens of one phase: draft, improve, score or chat."""
+        """Count the tokens of one phase: chat, completion, draft, improve or score."""
         for kind, number in (
             ("prompt", tokens.prompt_tokens),
             ("completion", tokens.completion_tokens),

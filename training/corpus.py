@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from training.chat import Conversation, assistant
 from training.config import RunConfig
-from training.data import Message, PreferencePair, load_pairs
+from training.data import Message, PreferencePair
+from training.prepare import read_part
 from training.synthetic import base_documents
 
 AGAIN_TURN = "Say that again without the slips."
@@ -25,7 +26,7 @@ def base_corpus(config: RunConfig) -> list[Conversation]:
     if config.data.format == "helpdesk":
         first = base_documents(base.recitation_first, seed + 1, 1.0)
         return [*first, *base_documents(base.documents, seed, base.recitation_share)]
-    pairs = [pair for part in ("sft", "reward", "rl") for pair in _part(config, part)]
+    pairs = [pair for part in ("sft", "reward", "rl") for pair in read_part(config, part)]
     rng = random.Random(f"corpus-{seed}")
     documents = [_recitation(pairs, rng) for _ in range(base.recitation_first)]
     documents += [_document(pairs, rng, base.recitation_share) for _ in range(base.documents)]
@@ -39,10 +40,6 @@ def tokenizer_texts(config: RunConfig, documents: Iterable[Conversation]) -> Ite
     for document in documents:
         for message in document:
             yield message["content"]
-
-
-def _part(config: RunConfig, part: str) -> list[PreferencePair]:
-    return load_pairs("chat_pairs", config.output / "data" / f"{part}.jsonl").pairs
 
 
 def _recitation(pairs: list[PreferencePair], rng: random.Random) -> Conversation:

@@ -14,11 +14,11 @@ from app.api.openai import (
     ChunkUsage,
     Envelope,
     chat_logprobs,
-    dumps,
     stream_answers,
     tool_call_object,
     usage_object,
 )
+from app.api.render import dumps
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
 from app.errors import BadRequest

@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.models import find_model
-from app.api.openai import ChunkUsage, Envelope, completion_logprobs, dumps, stream_answers
+from app.api.openai import ChunkUsage, Envelope, completion_logprobs, stream_answers
+from app.api.render import dumps
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Delta, TokenLogprob
 from app.errors import BadRequest
 from app.improve.answer import Answers, prepare_all
 from app.improve.options import Models
+from app.observe import current
 from app.runtime import Runtime
 from app.schemas import ERRORS
 from app.schemas_openai import COMPLETION_MAX_TOKENS, CompletionRequest
@@ -34,6 +36,8 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
             param="model",
             code="unsupported_value",
         )
+    if state := current.get():
+        state.phase = "completion"
     completion = await Completion.start(body, runtime.models, telemetry)
     if body.stream:
         return EventStream(completion.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)

@@ -25,16 +25,20 @@ async def ready(request: Request) -> Any:
 
     `degraded` names what does not work while requests are still answered: a gap reward that is down."""
     runtime: Runtime = request.app.state.runtime
-    reasons = await runtime.not_ready_because()
-    if (store := request.app.state.runs.store) and store.problem:
-        reasons.append(store.problem.rstrip("."))
-    request.app.state.telemetry.ready.set(0 if reasons else 1)
-    if reasons:
+    if reasons := await _not_ready_because(request):
         message = f"Not ready: {'; '.join(reasons)}."
         error = {"message": message, "type": "overloaded_error", "param": None, "code": "not_ready"}
         body = {"status": "unavailable", "reasons": reasons, "error": error}
         return JSONResponse(body, status_code=503, headers={"retry-after": "5"})
     return {"status": "ok", "reasons": [], "degraded": await runtime.degraded_because()}
+
+
+async def _not_ready_because(request: Request) -> list[str]:
+    """What keeps the models or the database from work, fit to be shown."""
+    reasons: list[str] = await request.app.state.runtime.not_ready_because()
+    if (store := request.app.state.runs.store) and store.problem:
+        reasons.append(store.problem.rstrip("."))
+    return reasons
 
 
 @router.get("/version")
@@ -49,6 +53,6 @@ async def metrics(request: Request) -> Response:
     """Prometheus metrics: pit_*, and the engines' own."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
-    telemetry.ready.set(0 if await runtime.not_ready_because() else 1)
+    telemetry.ready.set(0 if await _not_ready_because(request) else 1)
     engines = runtime.served.engine_metrics if runtime.served else None
     return Response(telemetry.render(engines), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -4,7 +4,6 @@ A chunk is put together from JSON text, without a model and without a copy: it i
 server does for every token.
 """
 
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -13,11 +12,11 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
+from app.api.render import dumps
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
 from app.improve.answer import Answers
 from app.improve.events import TokenCount
 
-dumps: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 DONE = b"data: [DONE]\n\n"
 LOWEST_LOGPROB = -9999.0
 """Minus infinity is no JSON; this is what vLLM sends instead."""

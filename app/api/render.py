@@ -1,6 +1,7 @@
 """The improvement loop's events as JSON, and as Server-Sent Events."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.improve.events import (
 from app.schemas import Improvement
 from app.telemetry import log_failure
 
+dumps: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 NAMES: dict[type[Any], str] = {
     RunCreated: "run.created",
     IterationStarted: "iteration.started",
@@ -55,10 +57,6 @@ def sse(data: str, *, name: str | None = None, number: int | None = None) -> byt
     """One Server-Sent Event. JSON text has no line break, so one data line is enough."""
     head = (f"id: {number}\n" if number is not None else "") + (f"event: {name}\n" if name else "")
     return f"{head}data: {data}\n\n".encode()
-
-
-def dumps(body: dict[str, Any]) -> str:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
 def shown(error: Exception) -> AppError:

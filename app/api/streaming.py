@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.render import dumps, shown, sse
+from app.errors import STATUS_CLIENT_CLOSED
 from app.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-STATUS_CLIENT_CLOSED = 499
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 

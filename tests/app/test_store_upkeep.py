@@ -75,6 +75,7 @@ async def test_postgresql_with_an_old_schema_is_not_ready_until_it_is_upgraded(
     refused = await client.get("/health/ready")
     assert refused.status_code == 503
     assert "pit db upgrade --database postgresql://" in refused.json()["reasons"][0]
+    assert "\npit_ready 0.0\n" in (await client.get("/metrics")).text
     answer = (await client.post("/v1/improve", json=BODY)).json()
     assert (answer["stop_reason"] is not None, answer["stored"]) == (True, False)
     await upgrade_database(url)

@@ -121,6 +121,11 @@ async def test_a_stream_says_when_its_first_event_left(serve: Serve) -> None:
         text = (await client.get("/metrics")).text
         assert value(text, "pit_time_to_first_event_seconds_count", route=path) == 1
     assert value(text, "pit_generation_seconds_count", model="fake-policy", phase="chat") == 1
+    await client.post("/v1/completions", json={"model": "policy", "prompt": "What is the price ?"})
+    text = (await client.get("/metrics")).text
+    for phase in ("chat", "completion"):
+        assert value(text, "pit_generation_seconds_count", model="fake-policy", phase=phase) == 1
+        assert value(text, "pit_tokens_total", phase=phase, kind="completion") > 0
     assert value(text, "pit_time_to_first_event_seconds_count", route="/metrics") == 0
 
 
