@@ -29,6 +29,7 @@ CANCEL_S = 5.0
 PAGE = 500
 POLL_S = 0.5
 """How often to look for new events of a run that another server runs."""
+NOTHING_KEPT = "This server keeps no runs (database: none): start it with --database to have them."
 
 
 class LiveRun:
@@ -175,8 +176,7 @@ class Runs:
         nothing is kept here."""
         if body.store and self.store is None:
             raise BadRequest(
-                "This server keeps nothing (database: none). Leave store out, or start the server with"
-                " --database.",
+                f"{NOTHING_KEPT} Or leave store out.",
                 param="store",
             )
         wanted = self.settings.store if body.store is None else body.store
@@ -194,18 +194,20 @@ class Runs:
             return live.record
         found = await self.store.run(run_id) if self.store and RUN_ID.fullmatch(run_id) else None
         if found is None:
+            why = "It may have been sent with store: false, or be past the retention."
             raise NotFound(
-                "There is no run of this id. It may have been sent with store: false, or be past the"
-                " retention.",
+                f"There is no run of this id. {why if self.store else NOTHING_KEPT}",
                 param="id",
                 code="run_not_found",
             )
         return found
 
     async def page(self, limit: int, after: str | None) -> list[RunRecord]:
-        """The latest stored runs, or those before `after`. Raises `BadRequest` for an `after` that is not
-        stored."""
-        found = await self.store.page(limit, after) if self.store else []
+        """The latest stored runs, or those before `after`. Raises `NotFound` where nothing is kept,
+        `BadRequest` for an `after` that is not stored."""
+        if self.store is None:
+            raise NotFound(f"There are no runs. {NOTHING_KEPT}", code="run_not_found")
+        found = await self.store.page(limit, after)
         if found is None:
             raise BadRequest("after is not the id of a stored run.", param="after")
         return found

@@ -208,5 +208,7 @@ async def test_without_a_database_nothing_is_kept_and_that_is_said(serve: Serve)
     answer = (await client.post("/v1/improve", json=BODY)).json()
     assert answer["stored"] is False
     assert_error(await client.get(f"/v1/improve/{answer['id']}"), 404, "run_not_found")
-    assert (await client.get("/v1/improve")).json() == {"object": "list", "data": [], "has_more": False}
+    listed = await client.get("/v1/improve")
+    assert_error(listed, 404, "run_not_found")
+    assert "--database" in listed.json()["error"]["message"]
     assert_error(await client.post("/v1/improve", json=BODY | {"store": True}), 400, None, "store")
