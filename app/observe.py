@@ -17,6 +17,7 @@ from app.errors import AppError
 from app.improve.options import Models
 
 if TYPE_CHECKING:
+    from app.security import Identity
     from app.telemetry import Telemetry
 
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -56,7 +57,7 @@ class RequestState:
     or its client: what this server's own code took, and its waiting for other requests' code."""
 
     __slots__ = (
-        "_paused_s", "_pauses", "_since", "completion_tokens", "error", "phase", "prompt_tokens",
+        "_paused_s", "_pauses", "_since", "completion_tokens", "error", "identity", "phase", "prompt_tokens",
         "request_id", "run_id", "span", "started", "stop_reason", "trace",
     )  # fmt: skip
 
@@ -68,6 +69,8 @@ class RequestState:
         """The innermost open span."""
         self.phase = "chat"
         """What is generated now: chat, completion, draft or improve."""
+        self.identity: Identity | None = None
+        """Who sent it; None where that is not known yet, or nobody asks."""
         self.run_id: str | None = None
         self.stop_reason: str | None = None
         self.error: str | None = None
