@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from app.api.render import dumps, improvement, payload, shown, sse
+from app.api.render import dumps, event_json, frame, improvement, shown
 from app.errors import AppError, BadRequest, NotFound
 from app.improve.events import Event, RunCompleted, RunFailed
 from app.improve.loop import ImprovementRun
@@ -26,7 +26,8 @@ MAX_LEAD = 256
 """Events that a run may be ahead of its caller's reading: a slow reader slows its run."""
 CANCEL_S = 5.0
 """How long to wait for a cancelled run to end, which takes milliseconds unless an engine hangs."""
-PAGE = 500
+PAGE = 20
+"""Rows of events that are read at a time."""
 POLL_S = 0.5
 """How often to look for new events of a run that another server runs."""
 NOTHING_KEPT = "This server keeps no runs (database: none): start it with --database to have them."
@@ -76,9 +77,8 @@ class LiveRun:
         """The events with greater numbers than `after`, those to come too."""
         while True:
             while after < self._shown:
-                kind, data = self.record.events[after]
                 after += 1
-                yield sse(data, name=kind, number=after)
+                yield frame(self.record.events[after - 1], after)
             if self.ended:
                 return
             await self._news.wait()
@@ -126,8 +126,7 @@ class LiveRun:
             self.runs.live.pop(self.record.id, None)
 
     def _say(self, event: Event) -> None:
-        body = payload(event)
-        self.record.events.append((body["type"], dumps(body)))
+        self.record.events.append(event_json(event))
         self._shown += 1
         self._tell()
 
@@ -151,14 +150,13 @@ class LiveRun:
             self.error, record.state = event.error, "failed"
             body = event.error.body()
             record.error = dumps(body["error"])
-            record.events.append(("run.failed", dumps({"type": "run.failed"} | body)))
+            record.events.append(dumps({"type": "run.failed"} | body))
             return
         result = event.result
         record.state = "cancelled" if result.stop_reason == "cancelled" else "completed"
         record.stop_reason, record.iterations = result.stop_reason, len(result.iterations)
         record.result = dumps(improvement(result, self.metadata, stored=stored).model_dump())
-        data = f'{{"type":"run.completed","improvement":{record.result}}}'
-        record.events.append(("run.completed", data))
+        record.events.append(f'{{"type":"run.completed","improvement":{record.result}}}')
 
 
 class Runs:
@@ -229,9 +227,9 @@ class Runs:
             # First the state, then the events: what the end has written is not missed.
             record = await self.store.run(run_id)
             page = await self.store.events(run_id, after, PAGE)
-            for after, kind, data in page:
-                yield sse(data, name=kind, number=after)
-            if len(page) == PAGE:
+            for after, data in page:
+                yield frame(data, after)
+            if len(page) >= PAGE:
                 continue
             if record is None or record.state != "running":
                 return

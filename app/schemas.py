@@ -12,7 +12,7 @@ from app.improve.keep import Keep, LengthRatio, LengthUnit
 from app.improve.options import Options, ScoringMode
 from app.improve.turns import DEFAULT_RUBRIC, StrategyName
 
-UNWATCHED = 8
+UNWATCHED = 16
 """Tokens of a piece where nobody reads along: every piece passes the loop and the record of the run."""
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from app.errors import INTERNAL_ERROR_MESSAGE, AppError
@@ -41,16 +40,24 @@ def improvement(result: Result, metadata: dict[str, str] | None, *, stored: bool
     return answer
 
 
-def payload(event: Event) -> dict[str, Any]:
-    """The `data` of an event, its type and its fields; that of run.completed and run.failed is the run's own
-    end."""
-    body: dict[str, Any] = {"type": NAMES[type(event)]}
-    match event:
-        case IterationAccepted() | IterationRejected():
-            body["iteration"] = asdict(event.iteration)
-        case _:
-            body |= asdict(event)
-    return body
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass inside of an event. `asdict` would copy all of it first."""
+    return {name: getattr(value, name) for name in type(value).__slots__}
+
+
+_dumps: Callable[[Any], str] = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), default=_fields
+).encode
+
+
+def event_json(event: Event) -> str:
+    """An event as JSON text, its type first. Those of run.completed and run.failed are the run's own end."""
+    return _dumps({"type": NAMES[type(event)]} | _fields(event))
+
+
+def frame(data: str, number: int) -> bytes:
+    """An event of a run, as JSON text, in the stream; its name is the type that the text begins with."""
+    return sse(data, name=data[len('{"type":"') : data.index('"', len('{"type":"'))], number=number)
 
 
 def sse(data: str, *, name: str | None = None, number: int | None = None) -> bytes:

@@ -120,6 +120,8 @@ class Plan:
         """The first prompts leave room for their responses, and the draft fits the token budget."""
         options = self.options
         if options.reference is None:
+            # The draft is not known yet: see at least that there is room beside an empty one.
+            await self.prompts.check_room(self.first_turn(""), "messages")
             draft_tokens, room = await self.prompts.check_room(turns.draft(options.messages), "messages")
             if options.max_total_tokens is not None and draft_tokens + room > options.max_total_tokens:
                 raise BadRequest(
@@ -128,8 +130,6 @@ class Plan:
                     f" ({draft_tokens} to read, up to {room} to write). Raise it, or lower max_tokens.",
                     param="max_total_tokens",
                 )
-            # The draft is not known yet: see at least that there is room beside an empty one.
-            await self.prompts.check_room(self.first_turn(""), "messages")
         else:
             empty, turn = self.first_turn(""), self.first_turn(options.reference)
             alone = await self.prompts.prepare(empty)

@@ -13,7 +13,7 @@ RunState = Literal["running", "completed", "failed", "cancelled"]
 class RunRecord:
     """One run: what its row holds and, while it is written, its events.
 
-    `request`, `result` and `error` are JSON text; an event is its type and its JSON text, numbered from 1.
+    `request`, `result` and `error` are JSON text, and so is an event; events are numbered from 1.
     """
 
     id: str
@@ -26,7 +26,7 @@ class RunRecord:
     iterations: int | None = None
     result: str | None = None
     error: str | None = None
-    events: list[tuple[str, str]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
     # The writer's notes: whether the row is in the database, how many events are, whether all of it is.
     has_row: bool = False
     written: int = 0
@@ -35,4 +35,4 @@ class RunRecord:
     def size(self) -> int:
         """Characters of everything that is stored of it, as an estimate of bytes."""
         texts = (self.request, self.result or "", self.error or "")
-        return sum(map(len, texts)) + sum(len(data) + 40 for _, data in self.events)
+        return sum(map(len, texts)) + sum(len(event) + 1 for event in self.events)

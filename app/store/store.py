@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 
 from sqlalchemy import select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -101,16 +101,25 @@ class Store:
             row = (await connection.execute(select(*WHOLE).where(runs.c.id == run_id))).first()
         return None if row is None else RunRecord(**row._mapping)
 
-    async def events(self, run_id: str, after: int, limit: int) -> Sequence[tuple[int, str, str]]:
-        """Number, type and data of the events with greater numbers, at most `limit` of them, in order."""
+    async def events(self, run_id: str, after: int, limit: int) -> list[tuple[int, str]]:
+        """Number and data of the events with greater numbers, in order: those of the next `limit` rows."""
         wanted = (
-            select(run_events.c.number, run_events.c.type, run_events.c.data)
+            select(run_events.c.number, run_events.c.data)
             .where(run_events.c.run_id == run_id, run_events.c.number > after)
             .order_by(run_events.c.number)
             .limit(limit)
         )
         async with self._answering(), self.database.reading() as connection:
-            return [(row.number, row.type, row.data) for row in await connection.execute(wanted)]
+            rows = (await connection.execute(wanted)).all()
+        found = []
+        for last, data in rows:
+            lines = data.split("\n")
+            for number, line in enumerate(lines, last - len(lines) + 1):
+                # Rows overlap where one was written again because its confirmation was lost.
+                if number > after:
+                    found.append((number, line))
+                    after = number
+        return found
 
     async def page(self, limit: int, after: str | None) -> list[RunRecord] | None:
         """The latest runs, or those before the run `after`: without request, result and error. None: there

@@ -1,7 +1,8 @@
 """The tables. Migrations make them; a test compares the two.
 
 Request, result, error and event data are JSON as text, so that what is read is byte for byte what was sent.
-Times are seconds since the epoch.
+Events that were written together share a row: a row for each would cost a run several times as much. Times
+are seconds since the epoch.
 """
 
 from sqlalchemy import (
@@ -19,7 +20,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD = "0001"
+HEAD = "0005"
 """The newest revision in migrations/versions: the one that this version of the server works with."""
 
 metadata = MetaData()
@@ -50,9 +51,8 @@ run_events = Table(
     "run_events",
     metadata,
     Column("run_id", String(64), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("type", String(32), nullable=False),
-    Column("data", Text, nullable=False),
+    Column("number", Integer, primary_key=True, autoincrement=False, comment="of the row's last event"),
+    Column("data", Text, nullable=False, comment="events in a row of the run, one a line"),
     # One B-tree, in the order in which events are read.
     sqlite_with_rowid=False,
 )

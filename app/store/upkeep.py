@@ -97,7 +97,7 @@ class Upkeep:
             ended = connection.scalars(update(runs).where(*stale).values(values).returning(runs.c.id))
             for run_id in ended.all():
                 last = func.coalesce(func.max(run_events.c.number), 0) + 1
-                event = select(literal(run_id), last, literal("run.failed"), literal(data))
+                event = select(literal(run_id), last, literal(data))
                 event = event.where(run_events.c.run_id == run_id)
                 connection.execute(insert(run_events).from_select(run_events.columns.keys(), event))
 

@@ -25,8 +25,8 @@ FLUSH_S = 0.5
 """How long the events of a running run wait to be written."""
 BATCH_EVENTS = 4000
 """Events of one transaction at most."""
-STATEMENT_ROWS = 500
-"""Rows of one statement at most. For PostgreSQL they are prepared in the event loop: a millisecond or two."""
+ROW_EVENTS = 100
+"""Events of one row at most."""
 RETRY_S = 0.1
 MAX_PENDING = 10_000
 """Runs that are being written at most; those beyond it are not stored."""
@@ -53,6 +53,8 @@ class RunWriter:
         self._wake = asyncio.Event()
         self._failing_since: float | None = None
         self._lost = 0
+        self._flushed = 0.0
+        """When runs that go on were last written, in the event loop's time."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -90,20 +92,26 @@ class RunWriter:
 
     async def _loop(self) -> None:
         while True:
+            # Between two flushes only what has ended is written: somebody waits for it.
+            flush = True
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_S):
+                async with asyncio.timeout_at(self._flushed + FLUSH_S):
                     await self._wake.wait()
+                    flush = False
             self._wake.clear()
+            if flush:
+                self._flushed = asyncio.get_running_loop().time()
             if not self._pending and not self._unwanted:
                 continue
-            if not await self._turn():
+            if not await self._turn(flush):
                 await asyncio.sleep(RETRY_S)
             if self._unwanted or any(record.finished for record in self._pending.values()):
                 self._wake.set()
 
-    async def _turn(self) -> bool:
-        """Write one batch. False when the database failed."""
-        return await self._attempt(self._batch(), frozenset(self._unwanted))
+    async def _turn(self, flush: bool = True) -> bool:
+        """Write one batch, without the runs that go on unless it is a flush. False when the database
+        failed."""
+        return await self._attempt(self._batch(flush), frozenset(self._unwanted))
 
     async def _attempt(self, batch: list[Part], unwanted: frozenset[str]) -> bool:
         started = time.perf_counter()
@@ -131,10 +139,11 @@ class RunWriter:
         self._unwanted -= unwanted
         return True
 
-    def _batch(self) -> list[Part]:
-        """What to write now. The finished come first: somebody waits for them."""
+    def _batch(self, flush: bool) -> list[Part]:
+        """What to write now. The finished come first."""
         room, batch = BATCH_EVENTS, []
-        for record in sorted(self._pending.values(), key=lambda r: r.finished is None):
+        pending = self._pending.values() if flush else [r for r in self._pending.values() if r.finished]
+        for record in sorted(pending, key=lambda r: r.finished is None):
             until = min(len(record.events), record.written + room)
             is_all = record.finished is not None and until == len(record.events)
             if until > record.written or is_all:
@@ -147,16 +156,16 @@ class RunWriter:
     async def _write(self, batch: list[Part], unwanted: frozenset[str]) -> None:
         rows = [self._row(record, is_all) for record, _, is_all in batch if is_all or not record.has_row]
         events = [
-            {"run_id": record.id, "number": number, "type": kind, "data": data}
+            {"run_id": record.id, "number": last, "data": "\n".join(record.events[first:last])}
             for record, until, _ in batch
-            for number, (kind, data) in enumerate(record.events[record.written : until], record.written + 1)
+            for first, last in _spans(record.written, until)
         ]
 
         def work(connection: Connection) -> None:
             if rows:
                 connection.execute(self._upsert, rows)
-            for start in range(0, len(events), STATEMENT_ROWS):
-                connection.execute(self._insert, events[start : start + STATEMENT_ROWS])
+            if events:
+                connection.execute(self._insert, events)
             if unwanted:
                 connection.execute(delete(runs).where(runs.c.id.in_(unwanted)))
 
@@ -211,3 +220,8 @@ class RunWriter:
         if self._failing_since is not None:
             log.warning("runs are stored again; %d were not", self._lost)
         self._failing_since, self._lost = None, 0
+
+
+def _spans(first: int, last: int) -> list[tuple[int, int]]:
+    """`first` to `last` in pieces of one row each."""
+    return [(start, min(start + ROW_EVENTS, last)) for start in range(first, last, ROW_EVENTS)]

@@ -13,6 +13,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from app.engines.base import Delta, Prompt, Sampling, ToolCallDelta
 from app.errors import BadRequest, EngineFailed
+from app.schemas import UNWATCHED
 from tests.app.conftest import Serve
 from tests.app.fakes import FakeEngine, fake_models
 from tests.app.test_api import MESSAGES, assert_error, longer_is_better
@@ -107,7 +108,7 @@ async def test_sampling_reaches_the_engine(serve: Serve) -> None:
     sampling = engine.samplings[-1]
     assert sampling.constraint is not None and sampling.constraint.schema == schema
     assert replace(sampling, constraint=None) == Sampling(
-        6, 0.4, 0.9, 7, 1.1, 5, ("zz",), 0.5, -0.5, {3: 1.5}, 2, None, 8
+        6, 0.4, 0.9, 7, 1.1, 5, ("zz",), 0.5, -0.5, {3: 1.5}, 2, None, UNWATCHED
     )
     await post(client, CHAT, POLICY | {"response_format": {"type": "json_object"}})
     assert engine.samplings[-1].constraint is not None and engine.samplings[-1].constraint.schema is None
@@ -119,7 +120,7 @@ async def test_only_who_reads_along_is_sent_every_token(serve: Serve) -> None:
     """Tokens come eight at a time from the engine where the answer is sent whole."""
     engine = FakeEngine()
     client = await serve(fake_models(policy=engine, improver=engine))
-    for stream, interval in ((True, 1), (False, 8)):
+    for stream, interval in ((True, 1), (False, UNWATCHED)):
         for path, body in ((CHAT, POLICY), ("/v1/improve", {"messages": POLICY["messages"]})):
             engine.samplings.clear()
             (await client.post(path, json=body | {"stream": stream})).raise_for_status()

@@ -138,7 +138,7 @@ async def writer(database: str) -> Any:
     await found.close()
 
 
-def record(number: int, events: list[tuple[str, str]]) -> RunRecord:
+def record(number: int, events: list[str]) -> RunRecord:
     return RunRecord(id=f"imp_{number:032x}", created=time.time(), request="{}", events=events)
 
 
@@ -151,7 +151,7 @@ async def test_a_run_that_cannot_be_stored_is_not_the_end_of_the_others(
     writer: RunWriter, database: str, caplog: Any
 ) -> None:
     """Half of a surrogate pair, which an upstream may send, is no text to any database."""
-    good, bad = record(1, [("output.delta", "good")]), record(2, [("output.delta", f"{CANARY}\ud800")])
+    good, bad = record(1, ["good"]), record(2, [f"{CANARY}\ud800"])
     for one in (bad, good):
         assert writer.add(one)
     assert list(await asyncio.gather(finish(writer, bad), finish(writer, good))) == [False, True]
@@ -165,12 +165,15 @@ async def test_a_large_run_is_written_in_several_transactions(
 ) -> None:
     """None of them holds the event loop or the database's lock for long."""
     monkeypatch.setattr("app.store.writer.BATCH_EVENTS", 100)
-    large, small = record(1, [("output.delta", str(n)) for n in range(250)]), record(2, [("x", "y")])
+    large, small = record(1, [str(n) for n in range(250)]), record(2, ["x"])
     for one in (large, small):
         writer.add(one)
     assert all(await asyncio.gather(finish(writer, large), finish(writer, small)))
-    rows = await execute(database, f"SELECT data FROM run_events WHERE run_id = '{large.id}' ORDER BY number")
-    assert [data for (data,) in rows] == [str(n) for n in range(250)]
+    rows = await execute(
+        database, f"SELECT number, data FROM run_events WHERE run_id = '{large.id}' ORDER BY number"
+    )
+    assert [number for number, _ in rows] == [100, 200, 250], "a row holds the events of a transaction"
+    assert [n for _, data in rows for n in data.split("\n")] == [str(n) for n in range(250)]
 
 
 async def test_more_runs_than_can_wait_are_not_stored(

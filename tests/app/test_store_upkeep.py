@@ -170,7 +170,7 @@ async def test_a_run_whose_server_died_has_failed(serve: Serve, database: str) -
     await execute(
         database, "UPDATE runs SET state = 'running', finished = NULL, result = NULL, server = 'other'"
     )
-    await execute(database, "DELETE FROM run_events WHERE type = 'run.completed'")
+    await _forget_end(database)
     await upkeep(client).turn()
     assert (await client.get(f"/v1/improve/{run_id}")).json()["state"] == "running"
     follower = asyncio.create_task(client.get(f"/v1/improve/{run_id}/events"))
@@ -195,3 +195,10 @@ async def test_a_run_that_runs_is_alive(serve: Serve, database: str) -> None:
     await upkeep(client).turn()
     ((alive,),) = await execute(database, "SELECT alive FROM runs")
     assert time.time() - alive < 5
+
+
+async def _forget_end(database: str) -> None:
+    """The last event of the one run, away from the row that it shares with others."""
+    ((number, data),) = await execute(database, "SELECT number, data FROM run_events")
+    kept = data.rpartition("\n")[0].replace("'", "''")
+    await execute(database, f"UPDATE run_events SET number = {number - 1}, data = '{kept}'")

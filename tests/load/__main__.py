@@ -39,7 +39,7 @@ def race(runs: Path, output: Path) -> Result:
 def throughput(runs: Path, output: Path) -> Result:
     from tests.load import throughput
 
-    return asyncio.run(throughput.measure(runs))
+    return asyncio.run(throughput.measure(runs, output))
 
 
 def quality(runs: Path, output: Path) -> Result:
