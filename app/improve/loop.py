@@ -49,7 +49,7 @@ from app.improve.gate import BudgetExhausted, Gate, TokenBudget, Verdict, passes
 from app.improve.keep import Violation
 from app.improve.options import Models, Options, draw_seed
 from app.improve.plan import Plan
-from app.improve.streams import Deadline, merge, within
+from app.improve.streams import Begun, Deadline, merge, within
 from app.improve.turns import Turn
 
 
@@ -81,6 +81,8 @@ class ImprovementRun:
         self.draft_finish_reason: CandidateFinish | None = None
         self.stop_reason: StopReason | None = None
         self.deadline = Deadline()
+        self._beside: tuple[list[Candidate], list[Begun[OutputDelta]]] = ([], [])
+        """The first iteration's candidates, where they are begun beside the draft."""
 
     def cancel(self) -> None:
         """End the run: what is being generated is aborted, and the best response so far is the result, with
@@ -100,9 +102,13 @@ class ImprovementRun:
             yield ScoringSkipped(0, self.plan.scoring_problem)
         try:
             if self.options.reference is None:
+                if self.plan.drafts_beside:
+                    self._begin_beside()
                 async with aclosing(self._draft()) as deltas:
                     async for delta in deltas:
                         yield delta
+            if self.stop_reason:
+                await self._end_beside()  # so that what they have taken is in the usage
             while self.stop_reason is None:
                 async with aclosing(self._iterate(len(self.iterations) + 1)) as events:
                     async for event in events:
@@ -111,6 +117,17 @@ class ImprovementRun:
             yield RunFailed(error)
         else:
             yield RunCompleted(self._result(self.stop_reason))
+        finally:
+            await self._end_beside()
+
+    async def _end_beside(self) -> None:
+        await asyncio.gather(*(attempt.close() for attempt in self._beside[1]))
+
+    def _begin_beside(self) -> None:
+        """Begin the first iteration's candidates, which do not depend on the draft."""
+        candidates = [Candidate(number) for number in range(self.plan.width)]
+        attempts = [self._attempt(one, TokenBudget(None), "", 1) for one in candidates]
+        self._beside = (candidates, [Begun(attempt) for attempt in attempts])
 
     async def _draft(self) -> AsyncGenerator[Event, None]:
         """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run.
@@ -144,15 +161,11 @@ class ImprovementRun:
             self.stop_reason = "token_budget"
             return
         yield IterationStarted(index, baseline)
-        candidates = [Candidate(number) for number in range(self.plan.width)]
+        candidates, attempts = self._attempts(worst_case, baseline, index)
         verdicts: list[Verdict | None] = [None] * self.plan.width
         score_tokens = 0
-        shares = self.budget.shares(worst_case, self.plan.width)
         try:
-            attempts = merge(
-                [self._attempt(*pair, baseline, index) for pair in zip(candidates, shares, strict=True)]
-            )
-            async with aclosing(within(attempts, self.deadline)) as deltas:
+            async with aclosing(within(merge(attempts), self.deadline)) as deltas:
                 async for delta in deltas:
                     yield delta
             for rejected in self._check(candidates, index):
@@ -203,6 +216,18 @@ class ImprovementRun:
         self.iterations.append(iteration)
         self._advance(iteration)
         return iteration
+
+    def _attempts(
+        self, worst_case: int, baseline: str, index: int
+    ) -> tuple[list[Candidate], list[AsyncGenerator[OutputDelta, None]]]:
+        """The candidates of an iteration and their streams, some of which may have begun."""
+        candidates, begun = self._beside
+        if begun and index == 1:
+            return candidates, [attempt.items() for attempt in begun]
+        candidates = [Candidate(number) for number in range(self.plan.width)]
+        shares = self.budget.shares(worst_case, self.plan.width)
+        pairs = zip(candidates, shares, strict=True)
+        return candidates, [self._attempt(*pair, baseline, index) for pair in pairs]
 
     async def _attempt(
         self, candidate: Candidate, budget: TokenBudget, baseline: str, index: int

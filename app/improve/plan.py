@@ -35,6 +35,16 @@ class Plan:
         self.checks = Checks(options.keep, options.reference) if options.keep else None
         self._check_names()
 
+    @property
+    def drafts_beside(self) -> bool:
+        """Whether the first candidates can be generated beside the draft: more answers to the same prompt,
+        and no budget that the draft may use up."""
+        return (
+            self.options.strategy == "best_of_n"
+            and self.options.reference is None
+            and self.options.max_total_tokens is None
+        )
+
     def gate(self) -> Gate | None:
         """A gate for this run, or None when nothing is scored."""
         if self.scoring != "gap":

@@ -1,10 +1,11 @@
-"""Helpers for async generators: several side by side, and one under a deadline that can be moved to now."""
+"""Helpers for async generators: several side by side, one that begins before it is read, one under a deadline
+that can be moved to now."""
 
 import asyncio
 import contextlib
 import enum
 from collections.abc import AsyncGenerator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -86,6 +87,29 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T,
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Begun(Generic[T]):
+    """A stream that begins now and is read later: until then its items are kept, however many."""
+
+    def __init__(self, stream: AsyncGenerator[T, None]) -> None:
+        self._queue: asyncio.Queue[T | Exception | _End] = asyncio.Queue()
+        self._task = asyncio.create_task(_pump(stream, self._queue))
+
+    async def items(self) -> AsyncGenerator[T, None]:
+        """The items from the first on. Closing it closes the stream."""
+        try:
+            while (received := await self._queue.get()) is not _DONE:
+                if isinstance(received, Exception):
+                    raise received
+                yield received
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the stream, read or not."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
 
 async def _pump(stream: AsyncGenerator[T, None], queue: "asyncio.Queue[T | Exception | _End]") -> None:

@@ -212,6 +212,34 @@ async def test_best_of_n_compares_policy_samples_with_the_first() -> None:
         await ImprovementRun.start(replace(models, scorer=None), options(strategy="best_of_n"))
 
 
+async def test_best_of_n_generates_its_candidates_beside_the_draft() -> None:
+    """One generation's time for all; the events are in their order all the same."""
+    engine = FakeEngine(delay_s=0.002)
+    models = fake_models(policy=engine)
+    run = await ImprovementRun.start(models, options(strategy="best_of_n", reference=None, candidates=3))
+    most, kinds = 0, []
+    async for event in run.events():
+        most = max(most, engine.running)
+        kinds.append((type(event).__name__, getattr(event, "index", None)))
+    assert most == 3
+    started = kinds.index(("IterationStarted", 1))
+    assert {kind for kind in kinds[1:started]} == {("OutputDelta", 0)}
+    assert ("OutputDelta", 1) in kinds[started:] and ("OutputDelta", 0) not in kinds[started:]
+
+
+async def test_best_of_n_that_is_cancelled_while_it_drafts_aborts_all_of_it() -> None:
+    engine = FakeEngine(delay_s=0.01)
+    models = fake_models(policy=engine)
+    run = await ImprovementRun.start(models, options(strategy="best_of_n", reference=None, candidates=3))
+    async for event in run.events():
+        if isinstance(event, OutputDelta):
+            run.cancel()
+    assert (engine.running, engine.started) == (0, 3)
+    assert isinstance(event, RunCompleted) and event.result.stop_reason == "cancelled"
+    used = event.result.usage.draft.completion_tokens + event.result.usage.improve.completion_tokens
+    assert used == engine.completion_tokens
+
+
 async def test_a_deadline_ends_the_run_with_the_best_response_and_aborts_the_generation() -> None:
     improver = FakeEngine(script=growing, delay_s=0.05)
     models = fake_models(improver=improver, scorer=FakeScorer(value=lambda t: float(len(t))))

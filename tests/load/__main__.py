@@ -42,6 +42,12 @@ def throughput(runs: Path, output: Path) -> Result:
     return asyncio.run(throughput.measure(runs, output))
 
 
+def latency(runs: Path, output: Path) -> Result:
+    from tests.load import latency
+
+    return latency.measure(output)
+
+
 def quality(runs: Path, output: Path) -> Result:
     from tests.load import quality
 
@@ -62,7 +68,7 @@ def disconnects(runs: Path, output: Path) -> Result:
 
 
 MEASUREMENTS: dict[str, Measurement] = {
-    one.__name__: one for one in (gateway, race, throughput, quality, prefix, disconnects)
+    one.__name__: one for one in (gateway, race, latency, throughput, quality, prefix, disconnects)
 }
 
 

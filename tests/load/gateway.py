@@ -48,14 +48,16 @@ def start_peer(stack: ExitStack, output: Path, peer: peers.Peer, port: int) -> C
     return Contestant(stack.enter_context(started), peer.model, peer.key)
 
 
-def start_gateway(stack: ExitStack, output: Path, upstream: str) -> Contestant:
-    """`pit serve` without an engine, everything on that it has."""
-    port = free_port()
+def start_gateway(stack: ExitStack, output: Path, upstream: str, *, bare: bool = False) -> Contestant:
+    """`pit serve` without an engine: everything on that it has, or `bare`: without store, keys and limits."""
+    port, name = free_port(), "bare" if bare else "pit"
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
     for role in ("policy", "improver", "gap-reward"):
         command += [f"--{role}-url", upstream]
     command += ["--improve-turn", IMPROVE_TURN]
-    started = server("pit", command, port=port, log=output / "pit.log", ready="/health/ready")
+    if bare:
+        command += ["--database", "none"]
+    started = server(name, command, port=port, log=output / f"{name}.log", ready="/health/ready")
     return Contestant(stack.enter_context(started), "policy", None)
 
 
