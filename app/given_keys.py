@@ -68,11 +68,12 @@ def _parse(setting: str, text: str) -> list[GivenKey]:
 
 
 def _entry(where: str, words: list[str]) -> GivenKey:
+    """The key of one entry. No error shows a word of it: where two are exchanged, any may be the secret."""
     name, key, *rest = words if len(words) > 1 else ("default", *words)
     if not NAME.fullmatch(name):
         raise SettingsError(f"{where}: write NAME KEY; a name has letters, digits and . _ - (32 at most)")
     if reason := weakness(key):
-        raise SettingsError(f"{where} ({name}) is refused: it {reason}. {ADVICE}")
+        raise SettingsError(f"{where} is refused: it {reason}. {ADVICE}")
     scopes: set[Scope] = set()
     limits: dict[str, int] = {}
     for word in rest:
@@ -82,9 +83,8 @@ def _entry(where: str, words: list[str]) -> GivenKey:
         elif equals and limit in LIMITS and number.isascii() and number.isdecimal() and int(number) > 0:
             limits[limit] = int(number)
         else:
-            # The word is not shown: it may be a piece of a key.
             raise SettingsError(
-                f"{where} ({name}): after the key come scopes ({', '.join(sorted(SCOPES))}) and limits"
+                f"{where}: after the key come scopes ({', '.join(sorted(SCOPES))}) and limits"
                 f" ({', '.join(sorted(LIMITS))}, as requests_per_minute=60)"
             )
     # Two keys of one name are one owner: so a key can be exchanged without losing what was made with it.
@@ -107,7 +107,7 @@ def weakness(key: str) -> str | None:
     if key in (key + key)[1:-1]:
         return "repeats itself"
     steps = [ord(b) - ord(a) for a, b in pairwise(bare)]
-    if sum(abs(step) <= 1 for step in steps) > len(steps) / 3:
+    if sum(abs(step) <= 1 for step in steps) > len(steps) / 2:
         return "is a sequence, as 123456 or aaaa"
     if bits(bare) < MIN_BITS:
         return f"has too few different characters: {bits(bare):.0f} bits at most, and it takes {MIN_BITS:.0f}"

@@ -33,6 +33,7 @@ REVOKED_WITHIN_S = 5.0
 PAUSE_S = 0.2
 """Between two looks, however many unknown keys come."""
 MAX_HEADER = 1024
+UNKNOWN = "This API key is not known here. Send the whole of it, as it was shown once."
 HOW = "Send the header Authorization: Bearer KEY (pit's commands: --key, or the variable PIT_API_KEY)."
 
 
@@ -110,7 +111,7 @@ class KeyRing:
             await self._look_again()
             if found := self._keys.get(match[1]):
                 return self._check(match[2], *found)
-        raise self._refused("unknown", "This API key is not known here. Is it complete?")
+        raise self._refused("unknown", UNKNOWN)
 
     def _bearer(self, request: Request) -> bytes:
         given: list[bytes] = [value for name, value in request["headers"] if name == b"authorization"]
@@ -125,7 +126,7 @@ class KeyRing:
 
     def _check(self, secret: bytes, key: StoredKey, identity: Identity) -> Identity:
         if not hmac.compare_digest(digest(secret), key.digest):
-            raise self._refused("unknown", "This API key is not known here. Is it complete?")
+            raise self._refused("unknown", UNKNOWN)
         # Only who has the secret learns what has become of the key.
         if (state := key.state(time.time())) != "active":
             what = "has expired" if state == "expired" else "has been revoked"
