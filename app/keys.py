@@ -174,8 +174,7 @@ class KeyRing:
                 if not self._settled:
                     await database.disconnect()
             if rows != self._rows:
-                self._keys = {key.id.encode(): (key, _identity(key)) for key in stored_keys(rows)}
-                self._rows = rows
+                self._take(rows)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             if not self._failing:
                 log.warning("the API keys cannot be read: %s", reason(error))
@@ -187,6 +186,14 @@ class KeyRing:
             self._read, self._failing = began, False
             # Once keys are asked for it stays so: revoking the last one opens nothing.
             self.asks = bool(self.asks or rows)
+
+    def _take(self, rows: list[Any]) -> None:
+        """Hold these keys. Only what has changed is made anew: requests wait meanwhile."""
+        known = set(self._rows)
+        changed = stored_keys(row for row in rows if row not in known)
+        held = self._keys | {key.id.encode(): (key, _identity(key)) for key in changed}
+        self._keys = {key_id: held[key_id] for key_id in (row[0].encode() for row in rows)}
+        self._rows = rows
 
 
 def _identity(key: StoredKey) -> Identity:

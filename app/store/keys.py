@@ -11,6 +11,12 @@ from app.security import SCOPES, KeyLimits, Scope, StoredKey
 from app.store.database import Database
 from app.store.tables import api_keys
 
+c = api_keys.c
+COLUMNS = (
+    c.id, c.owner, c.name, c.digest, c.scopes, c.requests_per_minute, c.tokens_per_minute, c.concurrency,
+    c.created, c.expires, c.revoked,
+)  # fmt: skip
+
 
 class KeyTable:
     """The table of keys. Every method raises what the database raises."""
@@ -22,10 +28,10 @@ class KeyTable:
         """Every key there is, revoked ones too, as rows for `stored_keys`; none in a schema without keys."""
         try:
             async with self.database.reading() as connection:
-                return list(await connection.execute(select(api_keys).order_by(api_keys.c.created)))
+                return list(await connection.execute(select(*COLUMNS).order_by(c.created)))
         except (OperationalError, ProgrammingError):
             async with self.database.reading() as connection:
-                if await connection.run_sync(lambda c: inspect(c).has_table(api_keys.name)):
+                if await connection.run_sync(lambda found: inspect(found).has_table(api_keys.name)):
                     raise
             return []
 
@@ -47,7 +53,7 @@ class KeyTable:
 
     async def revoke(self, key_id: str) -> bool:
         """Revoke a key; False: it is revoked, or there is none of this id."""
-        active = (api_keys.c.id == key_id, api_keys.c.revoked.is_(None))
+        active = (c.id == key_id, c.revoked.is_(None))
         wanted = update(api_keys).where(*active).values(revoked=time.time())
         done = await self.database.write(lambda connection: connection.execute(wanted).rowcount)
         return bool(done)
@@ -55,17 +61,9 @@ class KeyTable:
 
 def stored_keys(rows: Iterable[Row[Any]]) -> list[StoredKey]:
     """The rows as keys. A scope that this version does not know grants nothing."""
-    return [
-        StoredKey(
-            id=row.id,
-            owner=row.owner,
-            name=row.name,
-            digest=row.digest,
-            scopes=tuple(cast(Scope, word) for word in row.scopes.split() if word in SCOPES),
-            limits=KeyLimits(row.requests_per_minute, row.tokens_per_minute, row.concurrency),
-            created=row.created,
-            expires=row.expires,
-            revoked=row.revoked,
-        )
-        for row in rows
-    ]
+    found = []
+    for key_id, owner, name, digest, scopes, requests, tokens, concurrency, *times in map(tuple, rows):
+        known = tuple(cast(Scope, word) for word in scopes.split() if word in SCOPES)
+        limits = KeyLimits(requests, tokens, concurrency)
+        found.append(StoredKey(key_id, owner, name, digest, known, limits, *times))
+    return found
