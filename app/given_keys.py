@@ -24,7 +24,7 @@ WORDS = re.compile(
 SAMPLES = frozenset(
     (
         "9f2c41d07be85a36c1f04e9b7d2a6853e0b94c7f15d83a62",
-        "pit_k3y1d0fd0c5x_4Jq9ZtW2mXv7Rb0LcN5hYp8GfS3aTe6UiOy1BsKdQw",
+        "pit_k3y1d0fd0c5x_4Jq9ZtW2mXv7Rb0LcN5hYp8GfS3aTe6UiOy1BsKdQwR",
     )
 )
 """The keys that README and docs show."""
