@@ -54,7 +54,7 @@ def create(
 ) -> None:
     """Make a key and print it, this once: only a digest of it is kept. With the first one a running server
     begins to ask for keys."""
-    from app.security import SCOPES, USUAL, KeyLimits, StoredKey, digest, new_key
+    from app.security import SCOPES, USUAL, KeyLimits, StoredKey, new_key
     from app.store.keys import stored_keys
 
     scopes = tuple(dict.fromkeys(word.strip() for given in scope or USUAL for word in given.split(",")))
@@ -62,35 +62,29 @@ def create(
         raise fail(f"--scope {min(unknown)}: choose among {', '.join(sorted(SCOPES))}")
     if not (name.isprintable() and len(name.strip()) > 0 and len(name) <= 64):
         raise fail("NAME must have 1 to 64 printable characters")
-    now = time.time()
-    key_id, key = new_key()
-    stored = StoredKey(
-        id=key_id,
-        owner=key_id,
-        name=name.strip(),
-        digest=digest(key.rpartition("_")[2].encode()),
-        scopes=tuple(word for word in scopes if word in SCOPES),
-        limits=KeyLimits(requests_per_minute, tokens_per_minute, concurrency),
-        created=now,
-        expires=now + seconds(expires) if expires else None,
-    )
+    limits = KeyLimits(requests_per_minute, tokens_per_minute, concurrency)
+    wanted = [word for word in scopes if word in SCOPES]
+    key, stored = new_key(name.strip(), wanted, limits, seconds(expires) if expires else None)
 
-    async def work(table: "KeyTable") -> StoredKey:
-        made = stored
+    async def work(table: "KeyTable") -> tuple[StoredKey, bool, str]:
+        made, others = stored, stored_keys(await table.rows())
         if follows:
-            earlier = [one for one in stored_keys(await table.rows()) if one.id == public_id(follows)]
+            earlier = [one for one in others if one.id == public_id(follows)]
             if not earlier:
                 raise fail(f"--follows: there is no key {public_id(follows)}; pit keys list shows them")
             made = replace(stored, owner=earlier[0].owner)
         await table.add(made)
-        return made
+        return made, not others, table.database.name
 
-    made = _in_database(config, database, work)
+    made, is_first, place = _in_database(config, database, work)
     if as_json:
-        print(json.dumps(_shown(made, now) | {"key": key}, indent=2))
+        print(json.dumps(_shown(made) | {"key": key}, indent=2))
         return
     typer.echo(key)
-    typer.echo(f"key {key_id} for {name!r}: this is the only time that it is shown", err=True)
+    note = f"Key {made.id} is shown this once. It is for servers with the database {place}."
+    typer.echo(note, err=True)
+    if is_first:
+        typer.echo("It is their first: from now on they ask for keys.", err=True)
 
 
 @keys.command("list")
@@ -104,8 +98,7 @@ def list_keys(database: Url = None, config: Config = None, as_json: Json = False
     async def work(table: "KeyTable") -> "list[StoredKey]":
         return stored_keys(await table.rows())
 
-    now = time.time()
-    found = [_shown(key, now) for key in _in_database(config, database, work)]
+    found = [_shown(key) for key in _in_database(config, database, work)]
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -155,10 +148,10 @@ def seconds(text: str) -> float:
     return int(match[1]) * UNITS[match[2]]
 
 
-def _shown(key: "StoredKey", now: float) -> dict[str, Any]:
+def _shown(key: "StoredKey") -> dict[str, Any]:
     """A key as JSON, without its digest."""
     shown = {name: value for name, value in asdict(key).items() if name != "digest"}
-    return shown | {"scopes": list(key.scopes), "state": key.state(now)}
+    return shown | {"scopes": list(key.scopes), "state": key.state(time.time())}
 
 
 def _day(moment: float | None) -> str:

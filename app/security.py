@@ -1,4 +1,4 @@
-"""Who sends a request, and what that may do; how API keys look.
+"""Who sends a request, and what that may do; what an API key is.
 
 A key is `pit_<public id>_<secret>`. The id is no secret: it names the key in lists and logs, and owns what is
 made with the key. The secret is drawn by `new_key` and never kept, only its digest.
@@ -8,6 +8,8 @@ import hashlib
 import re
 import secrets
 import string
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -83,11 +85,20 @@ def caller() -> Identity:
     return (state.identity if state else None) or ANYBODY
 
 
-def new_key() -> tuple[str, str]:
-    """A new public id, and the key, which is not kept anywhere."""
+def new_key(
+    name: str,
+    scopes: Sequence[Scope] = USUAL,
+    limits: KeyLimits = KeyLimits(),
+    expires_s: float | None = None,
+) -> tuple[str, StoredKey]:
+    """A new key, which is not kept anywhere, and what is kept of it. It is good for `expires_s` seconds."""
     key_id = "".join(secrets.choice(ID_LETTERS) for _ in range(12))
     secret = "".join(secrets.choice(SECRET_LETTERS) for _ in range(43))
-    return key_id, f"pit_{key_id}_{secret}"
+    now = time.time()
+    expires = None if expires_s is None else now + expires_s
+    hashed = digest(secret.encode())
+    stored = StoredKey(key_id, key_id, name, hashed, tuple(scopes), limits, now, expires)
+    return f"pit_{key_id}_{secret}", stored
 
 
 def digest(secret: bytes) -> bytes:

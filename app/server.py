@@ -32,7 +32,11 @@ def serve(settings: Settings, console: Console) -> int:
     check_tracing(settings)
     checkpoints = read_checkpoints(settings)
     listener = _bind(settings.host, settings.port)
-    settings = guard(settings, listener.getsockname()[0])
+    try:
+        settings = guard(settings, listener.getsockname()[0])
+    except SettingsError:
+        listener.close()
+        raise
     app = create_app(settings, partial(start_models, checkpoints=checkpoints))
     config = uvicorn.Config(
         app,

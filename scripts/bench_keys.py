@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from app.keys import KeyRing
-from app.security import USUAL, KeyLimits, StoredKey, digest, new_key
+from app.security import new_key
 from app.settings import Settings
 from app.store.database import Database
 from app.store.keys import KeyTable
@@ -42,9 +42,8 @@ async def measure(url: str, number: int) -> None:
     await database.open()
     table, key = KeyTable(database), ""
     for _ in range(number):
-        key_id, key = new_key()
-        secret = key.rpartition("_")[2].encode()
-        await table.add(StoredKey(key_id, key_id, "bench", digest(secret), USUAL, KeyLimits(), time.time()))
+        key, stored = new_key("bench")
+        await table.add(stored)
     ring = KeyRing(Settings(database=url), database, Telemetry())
     await ring.start()
     ring.settle()
@@ -56,7 +55,7 @@ async def measure(url: str, number: int) -> None:
     print(f"a server without keys: {await per_request(lambda: none.admit(keyless)):.1f} µs")
     await ring.stop()
     print(f"reading {number} keys, none changed: {await reading(ring):.1f} ms")
-    await table.revoke(key_id)
+    await table.revoke(stored.id)
     print(f"reading {number} keys, one changed: {await reading(ring):.1f} ms")
     ring._rows = []
     print(f"reading {number} keys, the first time: {await reading(ring):.1f} ms")

@@ -6,6 +6,7 @@ hide in the packet of another. The users, and the upstream, are processes of the
 """
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,14 +50,17 @@ def start_peer(stack: ExitStack, output: Path, peer: peers.Peer, port: int) -> C
 
 
 def start_gateway(stack: ExitStack, output: Path, upstream: str) -> Contestant:
-    """`pit serve` without an engine, everything on that it has."""
-    port = free_port()
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    """`pit serve` without an engine, everything on that it has: metrics, store, keys."""
+    port, pit = free_port(), [sys.executable, "-m", "app.cli"]
+    output.mkdir(parents=True, exist_ok=True)
+    database = ["--database", f"sqlite:///{output.resolve()}/pit.db"]
+    made = subprocess.run([*pit, "keys", "create", "bench", *database], stdout=subprocess.PIPE, check=True)
+    command = [*pit, "serve", "--port", str(port), *database]
     for role in ("policy", "improver", "gap-reward"):
         command += [f"--{role}-url", upstream]
     command += ["--improve-turn", IMPROVE_TURN]
     started = server("pit", command, port=port, log=output / "pit.log", ready="/health/ready")
-    return Contestant(stack.enter_context(started), "policy", None)
+    return Contestant(stack.enter_context(started), "policy", made.stdout.decode().strip())
 
 
 async def cost(one: Contestant, kind: Kind) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """A server with keys: in its database, and real ones."""
 
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.security import USUAL, KeyLimits, Scope, StoredKey, digest, new_key
+from app.security import USUAL, Scope, new_key
 from app.store.database import Database
 from app.store.keys import KeyTable
 from tests.app.conftest import database, postgres_cluster, serve
@@ -24,14 +23,15 @@ def sqlite(tmp_path: Path) -> str:
 
 async def add_key(url: str, *scopes: Scope, expires_in: float | None = None, name: str = "test") -> str:
     """A key in this database, as `pit keys create` makes one."""
-    key_id, key = new_key()
-    now = time.time()
-    expires = None if expires_in is None else now + expires_in
-    secret = key.rpartition("_")[2].encode()
-    stored = StoredKey(key_id, key_id, name, digest(secret), scopes or USUAL, KeyLimits(), now, expires)
+    key, stored = new_key(name, scopes or USUAL, expires_s=expires_in)
     async with opened(url) as table:
         await table.add(stored)
     return key
+
+
+def unknown_key() -> str:
+    """A key that no server knows."""
+    return new_key("unknown")[0]
 
 
 async def revoke_key(url: str, key: str) -> None:

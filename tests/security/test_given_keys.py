@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.given_keys import SAMPLES, given_keys, weakness
-from app.security import new_key
 from app.settings import Settings, SettingsError
+from tests.security.conftest import unknown_key
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = "9b1f0c7de2a84536c1d90e7f5ab3482c6d7f01e94b2a5c88"
@@ -47,7 +47,7 @@ def test_keys_drawn_at_random_are_not_refused() -> None:
         lambda: secrets.token_hex(16),
         lambda: secrets.token_hex(32),
         lambda: str(uuid.uuid4()),
-        lambda: new_key()[1],
+        lambda: unknown_key(),
         lambda: base64.b64encode(secrets.token_bytes(32)).decode(),
         lambda: "sk-" + secrets.token_urlsafe(36),
     )

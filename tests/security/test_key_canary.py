@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from app.security import new_key
 from app.settings import Settings
 from app.tracing import OpenTelemetryTracer
 from tests.app.conftest import Serve
 from tests.app.test_api import BODY
 from tests.app.test_canary import MODELS, lines
 from tests.faults.figures import Figure, say
-from tests.security.conftest import add_key, bearer, id_of, revoke_key
+from tests.security.conftest import add_key, bearer, id_of, revoke_key, unknown_key
 
 __all__ = ["lines"]
 
@@ -30,7 +29,7 @@ async def test_no_key_is_shown_anywhere(
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     good, chat, revoked = await add_key(sqlite, "admin"), await add_key(sqlite, "chat"), await add_key(sqlite)
-    expired, unknown, given = await add_key(sqlite, expires_in=-1), new_key()[1], new_key()[1]
+    expired, unknown, given = await add_key(sqlite, expires_in=-1), unknown_key(), unknown_key()
     await revoke_key(sqlite, revoked)
     exporter = InMemorySpanExporter()
     client = await serve(MODELS[models](), database=sqlite, api_keys=f"ops {given} improve chat")
@@ -84,6 +83,6 @@ def forms_of(key: str) -> tuple[str, ...]:
 async def test_a_key_would_be_found(lines: Callable[[], str]) -> None:
     import logging
 
-    key = new_key()[1]
+    key = unknown_key()
     logging.getLogger("app.keys").debug("a key: %s", key)
     assert all(form in lines() for form in forms_of(key)[:4])

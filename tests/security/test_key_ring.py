@@ -12,13 +12,12 @@ import pytest
 
 from app import keys as ring_module
 from app.errors import Unauthorized
-from app.security import new_key
 from app.store.database import upgrade_database
 from tests.app.conftest import Serve, execute, new_postgres
 from tests.app.fakes import fake_models
 from tests.app.test_api import BODY, assert_error
 from tests.faults.figures import Figure, count, say
-from tests.security.conftest import add_key, bearer, revoke_key
+from tests.security.conftest import add_key, bearer, revoke_key, unknown_key
 
 MODELS = "/v1/models"
 
@@ -64,8 +63,8 @@ async def test_a_key_expires_to_the_second(serve: Serve, sqlite: str) -> None:
 async def test_what_became_of_a_key_is_told_to_nobody_without_its_secret(serve: Serve, sqlite: str) -> None:
     key = await add_key(sqlite, expires_in=-1)
     client = await serve(fake_models(), database=sqlite)
-    guess = key[:-43] + new_key()[1][-43:]
-    told = [(await client.get(MODELS, headers=bearer(k))).json()["error"] for k in (guess, new_key()[1])]
+    guess = key[:-43] + unknown_key()[-43:]
+    told = [(await client.get(MODELS, headers=bearer(k))).json()["error"] for k in (guess, unknown_key())]
     assert told[0] == told[1]
 
 
@@ -102,7 +101,7 @@ async def test_guesses_cost_few_looks_and_no_memory(serve: Serve, sqlite: str, m
     request: dict[str, Any] = {"path": MODELS, "method": "GET"}
 
     async def guess() -> None:
-        request["headers"] = [(b"authorization", b"Bearer " + new_key()[1].encode())]
+        request["headers"] = [(b"authorization", b"Bearer " + unknown_key().encode())]
         with pytest.raises(Unauthorized):
             await ring.admit(request)
 
@@ -156,7 +155,7 @@ async def test_every_comparison_of_secrets_takes_constant_time(
         return compare(a, b)
 
     monkeypatch.setattr(hmac, "compare_digest", watched)
-    guess = key[:-43] + new_key()[1][-43:]
+    guess = key[:-43] + unknown_key()[-43:]
     for asked, status in ((key, 200), (key[:-1] + "!", 401), (guess, 401), (given, 200)):
         compared.clear()
         assert (await client.get(MODELS, headers=bearer(asked))).status_code == status
@@ -178,8 +177,8 @@ async def test_while_the_database_is_down_known_keys_go_on_for_a_bounded_time(
     end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
     await execute(postgres_cluster, end)
     down = time.monotonic()
-    await until(client, new_key()[1], 503, 3)
-    assert_error(await client.get(MODELS, headers=bearer(new_key()[1])), 503, "keys_unavailable")
+    await until(client, unknown_key(), 503, 3)
+    assert_error(await client.get(MODELS, headers=bearer(unknown_key())), 503, "keys_unavailable")
     assert_error(await client.get(MODELS), 401, "invalid_api_key")
     assert (await client.get(MODELS, headers=bearer(key))).status_code == 200
     assert (await client.get("/health/ready")).status_code == 200
@@ -213,7 +212,7 @@ async def test_a_database_that_is_down_at_the_start_opens_nothing(
     key = await add_key(url)
     await execute(postgres_cluster, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     client = await serve(fake_models(), database=url, store_timeout_s=0.3, require_keys=mode)
-    for asked in (key, new_key()[1]):
+    for asked in (key, unknown_key()):
         assert_error(await client.get(MODELS, headers=bearer(asked)), 503, "keys_unavailable")
     assert (await client.post("/v1/improve", json=BODY)).status_code in (401, 503)
     await execute(postgres_cluster, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
@@ -231,7 +230,7 @@ async def test_a_locked_database_holds_up_nobody(serve: Serve, tmp_path: Any, qu
         for _ in range(20):
             assert (await client.get(MODELS, headers=bearer(key))).status_code == 200
             await asyncio.sleep(0.02)
-        assert_error(await client.get(MODELS, headers=bearer(new_key()[1])), 401, None)
+        assert_error(await client.get(MODELS, headers=bearer(unknown_key())), 401, None)
         assert time.monotonic() - began < 3
         other.execute("ROLLBACK")
 
@@ -239,7 +238,7 @@ async def test_a_locked_database_holds_up_nobody(serve: Serve, tmp_path: Any, qu
 async def test_keys_of_the_settings_beside_the_databases(serve: Serve, sqlite: str, tmp_path: Any) -> None:
     """Also without any database; limits and scopes as they are written; one name is one owner."""
     file = tmp_path / "keys"
-    first, second, third = (new_key()[1] for _ in range(3))
+    first, second, third = (unknown_key() for _ in range(3))
     limits = "requests_per_minute=60 concurrency=2"
     file.write_text(f"# of the operations\n\nops {first} metrics {limits}\nci {second}\n")
     for database in ("none", sqlite):
@@ -252,6 +251,6 @@ async def test_keys_of_the_settings_beside_the_databases(serve: Serve, sqlite: s
         given = {key.identity.owner: key.identity for key in client.app.state.keys._given}
         assert (given["env:ops"].limits.requests_per_minute, given["env:ops"].limits.concurrency) == (60, 2)
         assert set(given) == {"env:ops", "env:ci"}
-        assert_error(await client.get(MODELS, headers=bearer(new_key()[1])), 401, None)
+        assert_error(await client.get(MODELS, headers=bearer(unknown_key())), 401, None)
     key = await add_key(sqlite)
     assert (await client.get(MODELS, headers=bearer(key))).status_code == 200

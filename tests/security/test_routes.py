@@ -11,13 +11,13 @@ from fastapi import FastAPI
 
 from app.access import ROUTES, document, need
 from app.main import create_app
-from app.security import SCOPES, Scope, new_key
+from app.security import SCOPES, Scope
 from app.settings import Settings
 from tests.app.conftest import Serve
 from tests.app.fakes import factory_of, fake_models
 from tests.app.test_api import BODY, assert_error
 from tests.faults.figures import Figure, say
-from tests.security.conftest import add_key, bearer, revoke_key
+from tests.security.conftest import add_key, bearer, revoke_key, unknown_key
 
 RUN = "imp_" + "0" * 32
 MALFORMED = (
@@ -48,7 +48,7 @@ async def test_every_route_with_every_kind_of_key(serve: Serve, sqlite: str, qui
     expired, revoked = await add_key(sqlite, "admin", expires_in=-1), await add_key(sqlite, "admin")
     await revoke_key(sqlite, revoked)
     good = keys["admin"]
-    bad = [new_key()[1], good[:-1] + ("a" if good[-1] != "a" else "b"), good[:-1], good + "a", good.lower()]
+    bad = [unknown_key(), good[:-1] + ("a" if good[-1] != "a" else "b"), good[:-1], good + "a", good.lower()]
     client = await serve(fake_models(), database=sqlite)
     sent, seen = 0, []
     for method, path, template in routes(client.app):
@@ -221,12 +221,31 @@ def test_no_listed_path_is_deeper_than_the_search() -> None:
 
 
 def test_new_keys_are_random_and_pass_their_own_check() -> None:
-    from app.security import KEY
+    from app.security import KEY, digest, new_key
 
-    made = [new_key() for _ in range(1000)]
-    assert len({key for _, key in made}) == len({key_id for key_id, _ in made}) == 1000
-    for key_id, key in made:
+    made = [new_key("test") for _ in range(1000)]
+    assert len({key for key, _ in made}) == len({stored.id for _, stored in made}) == 1000
+    for key, stored in made:
         match = KEY.fullmatch(key.encode())
-        assert match and match[1].decode() == key_id
-    letters = "".join(key.rpartition("_")[2] for _, key in made)
+        assert match and match[1].decode() == stored.id and digest(match[2]) == stored.digest
+    letters = "".join(key.rpartition("_")[2] for key, _ in made)
     assert len(set(letters)) == 62 and max(map(letters.count, set(letters))) < 900, "43,000 of 62 letters"
+
+
+async def test_openais_client_understands_the_refusals(serve: Serve, sqlite: str) -> None:
+    """It raises what it raises for OpenAI's own keys, and does not try again."""
+    import openai
+
+    key = await add_key(sqlite, "feedback")
+    client = await serve(fake_models(), database=sqlite)
+    chat: dict[str, Any] = {"model": "pit", "messages": BODY["messages"]}
+    for used, error in ((unknown_key(), openai.AuthenticationError), (key, openai.PermissionDeniedError)):
+        sdk = openai.AsyncOpenAI(api_key=used, base_url="http://server/v1", http_client=client)
+        with pytest.raises(error) as refused:
+            await sdk.chat.completions.create(**chat)
+        assert refused.value.code in ("invalid_api_key", "insufficient_scope")
+    sdk = openai.AsyncOpenAI(api_key=await add_key(sqlite), base_url="http://server/v1", http_client=client)
+    assert (await sdk.chat.completions.create(**chat)).choices[0].message.content
+    assert [model.id async for model in await sdk.models.list()] == ["policy", "pit"]
+    refusals = await client.get("/metrics", headers=bearer(await add_key(sqlite, "metrics")))
+    assert 'pit_key_refusals_total{reason="unknown"} 1.0' in refusals.text

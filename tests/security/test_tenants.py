@@ -3,13 +3,12 @@
 import asyncio
 from typing import Any
 
-from app.security import new_key
 from tests.app.conftest import Serve
 from tests.app.fakes import fake_models
 from tests.app.test_api import assert_error
 from tests.app.test_store import BODY, SLOW_BODY, slow, until_running
 from tests.faults.figures import Figure, say
-from tests.security.conftest import add_key, ask, bearer
+from tests.security.conftest import add_key, ask, bearer, unknown_key
 
 
 async def probe(client: Any, run_id: str, key: str) -> list[Any]:
@@ -106,7 +105,7 @@ async def test_runs_of_the_time_before_keys_are_an_admins(serve: Serve, sqlite: 
 
 async def test_keys_of_one_name_in_the_settings_are_one_owner(serve: Serve, sqlite: str) -> None:
     """So that a key can be exchanged."""
-    old, new, other = (new_key()[1] for _ in range(3))
+    old, new, other = (unknown_key() for _ in range(3))
     client = await serve(fake_models(), database=sqlite, api_keys=f"ci {old}; ci {new}; else {other}")
     run = (await ask(client, "POST", "/v1/improve", old, json=BODY)).json()
     assert await listed(client, new) == [run["id"]]
