@@ -111,7 +111,8 @@ def list_keys(database: Url = None, config: Config = None, as_json: Json = False
     for key in found:
         limits = [f"{name}={value}" for name, value in key["limits"].items() if value is not None]
         dates = f"{_day(key['created']):10}  {_day(key['expires']):10}"
-        words = " ".join([key["name"], "-", *key["scopes"], *limits])
+        follows = [] if key["owner"] == key["id"] else [f"follows={key['owner']}"]
+        words = " ".join([key["name"], "-", *key["scopes"], *limits, *follows])
         style = {"active": "green", "expired": "yellow", "revoked": "red"}[key["state"]]
         console.print(Text.assemble(f"{key['id']}  ", (f"{key['state']:7}", style), f"  {dates}  {words}"))
 

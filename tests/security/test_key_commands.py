@@ -132,6 +132,7 @@ def test_a_key_is_as_it_was_asked_for(tmp_path: Path) -> None:
     assert json.loads(listed)[0] == made
     shown = invoke("keys", "list", *place)[1]
     assert "ci – ä - chat improve requests_per_minute=60 concurrency=2" in shown
+    assert f"next - improve chat batch feedback follows={made['id']}" in shown
     for text in (listed, shown):
         assert key.rpartition("_")[2] not in text and "digest" not in text
     assert "is revoked" in invoke("keys", "revoke", key, *place)[1], "the whole key will do"

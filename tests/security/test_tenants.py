@@ -1,14 +1,16 @@
 """What is not yours is never shown: runs of another key are as if they did not exist."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
+from app.security import Identity, KeyLimits, caller, new_key
 from tests.app.conftest import Serve
 from tests.app.fakes import fake_models
 from tests.app.test_api import assert_error
 from tests.app.test_store import BODY, SLOW_BODY, slow, until_running
 from tests.faults.figures import Figure, say
-from tests.security.conftest import add_key, ask, bearer, unknown_key
+from tests.security.conftest import add_key, ask, bearer, opened, unknown_key
 
 
 async def probe(client: Any, run_id: str, key: str) -> list[Any]:
@@ -101,6 +103,21 @@ async def test_runs_of_the_time_before_keys_are_an_admins(serve: Serve, sqlite: 
     anybody = await serve(fake_models(), database=sqlite, require_keys="insecure-never")
     await ask(client, "POST", "/v1/improve", key, json=BODY)
     assert len((await anybody.get("/v1/improve")).json()["data"]) == 2
+
+
+async def test_every_route_knows_who_asks(serve: Serve, sqlite: str) -> None:
+    """`caller()` has the key's owner, scopes and limits; on an open route nobody, who owns nothing."""
+    limits = KeyLimits(60, 1000, 2)
+    key, stored = new_key("test", ("improve", "feedback"), limits)
+    async with opened(sqlite) as table:
+        await table.add(replace(stored, owner="earlier"))
+    client = await serve(fake_models(), database=sqlite)
+    seen: list[Identity] = []
+    for path in ("/v1/score/who", "/static/who"):
+        client.app.get(path)(lambda: seen.append(caller()))
+        assert (await ask(client, "GET", path, key)).status_code == 200
+    assert seen[0] == Identity("earlier", frozenset(("improve", "feedback")), limits)
+    assert (seen[1].sees(None), seen[1].sees("earlier"), seen[1].may("improve")) == (False, False, False)
 
 
 async def test_keys_of_one_name_in_the_settings_are_one_owner(serve: Serve, sqlite: str) -> None:
