@@ -23,7 +23,7 @@ __all__ = ["lines"]
 @pytest.mark.parametrize("models", ["well", "engine fails", "prompt fails"])
 async def test_no_key_is_shown_anywhere(
     serve: Serve, sqlite: str, quick: None, lines: Callable[[], str], models: str,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -68,7 +68,8 @@ async def test_no_key_is_shown_anywhere(
     forms = [form for key in keys for form in forms_of(key)]
     hits = [(where, form) for where, text in shown.items() for form in forms if form in text]
     assert hits == []
-    what = f"keys in logs, metrics, spans and answers ({models})"
+    form = request.node.callspec.params["lines"]
+    what = f"keys in logs ({form}), metrics, spans and answers, {models}"
     measured = f"{len(hits)} hits of {len(keys)} keys in {len(answers)} answers"
     say(Figure(14, what, measured, "0 hits", not hits))
 
