@@ -44,7 +44,7 @@ class GivenKey:
 def given_keys(settings: Settings) -> tuple[GivenKey, ...]:
     """The keys of the settings `api_keys` and `api_keys_file`. Raises `SettingsError`, which shows none."""
     found: list[GivenKey] = []
-    if settings.api_keys:
+    if settings.api_keys is not None:
         found += _parse("api_keys", settings.api_keys.get_secret_value())
     if settings.api_keys_file:
         try:
@@ -53,8 +53,6 @@ def given_keys(settings: Settings) -> tuple[GivenKey, ...]:
             why = getattr(error, "strerror", None) or "is no text"
             raise SettingsError(f"setting 'api_keys_file': {settings.api_keys_file}: {why}") from None
         found += _parse("api_keys_file", text)
-        if not found:
-            raise SettingsError(f"setting 'api_keys_file': {settings.api_keys_file} holds no key. {ADVICE}")
     if len({key.digest for key in found}) < len(found):
         raise SettingsError("setting 'api_keys': one key stands there twice. Give everybody their own.")
     return tuple(found)
@@ -64,6 +62,8 @@ def _parse(setting: str, text: str) -> list[GivenKey]:
     """Lines, or parts between semicolons: `NAME KEY [SCOPE ...] [LIMIT=NUMBER ...]`, or a key alone."""
     entries = [line.split() for line in re.split(r"[;\n]", text)]
     used = [words for words in entries if words and not words[0].startswith("#")]
+    if not used:  # a secret that is mounted empty must not open a server
+        raise SettingsError(f"setting '{setting}' holds no key. {ADVICE}")
     return [_entry(f"setting '{setting}': key {number}", words) for number, words in enumerate(used, 1)]
 
 

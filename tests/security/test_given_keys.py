@@ -92,5 +92,11 @@ def test_a_file_that_cannot_be_read_or_is_empty_is_refused(tmp_path: Path) -> No
             given_keys(Settings(api_keys_file=file))
 
 
+@pytest.mark.parametrize("text", ["", "  ", ";\n", "# ops later"])
+def test_a_secret_that_holds_nothing_opens_no_server(text: str) -> None:
+    with pytest.raises(SettingsError, match="'api_keys' holds no key"):
+        given_keys(Settings(api_keys=text))
+
+
 def test_the_settings_do_not_show_keys() -> None:
     assert GOOD not in repr(Settings(api_keys=f"ops {GOOD}"))
