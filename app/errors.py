@@ -25,6 +25,7 @@ from typing import Any
 STATUS_CLIENT_CLOSED = 499
 """Counted and logged for a client that went away; nobody reads it."""
 
+
 class AppError(Exception):
     """An error that a client may see. `message` is shown as it is; `param` names the field of the request."""
 

@@ -91,9 +91,7 @@ class KeyRing:
             raise from_status(404, request["path"], request["method"])
         if wanted != "any key" and not identity.may(wanted):
             self._refusals.labels("scope").inc()
-            raise Forbidden(
-                f"This API key lacks the scope {wanted!r}. Use one that has it.", scope=wanted
-            )
+            raise Forbidden(f"This API key lacks the scope {wanted!r}. Use one that has it.", scope=wanted)
         return identity
 
     async def _identify(self, request: Request) -> Identity:

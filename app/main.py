@@ -66,9 +66,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
     app.state.runs, app.state.keys = kept, keys
-    app.add_middleware(
-        RequestContext, telemetry=telemetry, keys=keys, max_body_bytes=settings.max_body_bytes
-    )
+    app.add_middleware(RequestContext, telemetry=telemetry, keys=keys, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -133,4 +131,3 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         return error_response(BadRequest(message, code="invalid_json"))
     reason = first["msg"].removeprefix("Value error, ")
     return error_response(BadRequest(f"{name}: {reason}.", param=name))
-

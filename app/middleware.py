@@ -37,9 +37,7 @@ class RequestContext:
     """See the module. It reads the whole body before the application does: a body over the limit costs no
     more, and one without a key nothing."""
 
-    def __init__(
-        self, app: ASGIApp, *, telemetry: Telemetry, keys: KeyRing, max_body_bytes: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, keys: KeyRing, max_body_bytes: int) -> None:
         self.app, self.telemetry, self.keys, self.max_body_bytes = app, telemetry, keys, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
