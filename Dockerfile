@@ -3,7 +3,8 @@
 #   docker build --target cpu     -t pit-serve:cpu .       vLLM in the process on a CPU
 #   docker build --target gpu     -t pit-serve:gpu .       vLLM in the process on CUDA (run with --gpus all)
 # Not built in CI: no container runtime there. Checkpoints are mounted, not copied:
-#   docker run -p 8000:8000 -v "$PWD/runs/demo:/models:ro" pit-serve:cpu serve --host 0.0.0.0 \
+# A server that other machines reach wants API keys (docs/keys.md):
+#   docker run -p 8000:8000 -e PIT_API_KEYS -v "$PWD/runs/demo:/models:ro" pit-serve:cpu serve --host 0.0.0.0 \
 #     --policy /models/policy --improver /models/improver --gap-reward /models/gap_reward
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VIRTUAL_ENV=/venv PATH=/venv/bin:$PATH

@@ -1,5 +1,5 @@
-"""`pit`: serve, improve, doctor, runs, replay, db, bench, version. Everything slow is imported inside the
-command that needs it."""
+"""`pit`: serve, improve, doctor, runs, replay, keys, db, bench, version. Everything slow is imported inside
+the command that needs it."""
 
 import inspect
 import sys
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from app import __version__
+from app.commands import Key, fail
+from app.key_commands import keys
 
 app = typer.Typer(
     help="Serve a PIT policy and improve responses with it.",
@@ -18,19 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # the brackets of the help texts are brackets
     pretty_exceptions_enable=False,
 )
-BAD_USE = 2
 PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands that take --vllm-NAME too."""
-
-
-def fail(message: str, status: int = BAD_USE) -> typer.Exit:
-    """Print one readable line, and return the exception that ends the command."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-    return typer.Exit(status)
 
 
 def vllm_options(arguments: list[str]) -> dict[str, Any]:
@@ -128,6 +119,10 @@ def serve(
         bool | None,
         typer.Option("--store/--no-store", help="Keep runs whose request does not say  [default: store]"),
     ] = None,
+    require_keys: Annotated[
+        str | None,
+        typer.Option(help="Ask for API keys: auto, always or insecure-never (pit keys)  [default: auto]"),
+    ] = None,
     tool_call_parser: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="vLLM's parser of tool calls, as hermes  [default: no tools]"),
@@ -189,6 +184,7 @@ def improve(
     ] = None,
     context: Annotated[str | None, typer.Option(help="Text to put before the question.")] = None,
     url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    key: Key = None,
     max_iterations: Annotated[
         int | None, typer.Option(help="Iterations at most  [server's default: 3]")
     ] = None,
@@ -226,7 +222,8 @@ def improve(
         "max_tokens": max_tokens,
     }
     try:
-        improve_in_terminal(url, {key: value for key, value in body.items() if value is not None}, as_json)
+        asked = {name: value for name, value in body.items() if value is not None}
+        improve_in_terminal(url, key, asked, as_json)
     except ServerError as error:
         raise fail(str(error), status=1) from None
 
@@ -276,6 +273,7 @@ app.command("doctor", context_settings=PASSING_ON)(_with_the_options_of(serve, _
 @app.command()
 def runs(
     url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    key: Key = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
     after: Annotated[str | None, typer.Option(metavar="RUN", help="Only runs before this one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")] = False,
@@ -285,7 +283,7 @@ def runs(
     from app.terminal import ServerError
 
     try:
-        list_runs(url, limit, after, as_json)
+        list_runs(url, key, limit, after, as_json)
     except ServerError as error:
         raise fail(str(error), status=1) from None
 
@@ -294,6 +292,7 @@ def runs(
 def replay(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a stored run (pit runs lists them).")],
     url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the difference as JSON.")] = False,
 ) -> None:
     """Run a stored run again with its seed and show the difference. Exit status 0: identical; 1: it differs;
@@ -302,7 +301,7 @@ def replay(
     from app.terminal import ServerError
 
     try:
-        identical = replay_in_terminal(url, run, as_json)
+        identical = replay_in_terminal(url, key, run, as_json)
     except ServerError as error:
         raise fail(str(error)) from None
     raise typer.Exit(0 if identical else 1)
@@ -310,6 +309,7 @@ def replay(
 
 db = typer.Typer(help="The database of stored runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(db, name="db")
+app.add_typer(keys, name="keys")
 
 
 @db.command()
@@ -336,9 +336,7 @@ def upgrade(
 @app.command()
 def bench(
     url: Annotated[str, typer.Option(help="The server to measure; one of yours.")] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str | None, typer.Option(envvar="PIT_API_KEY", help="API key, where the server asks for one.")
-    ] = None,
+    key: Key = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(help="improve, improve-stream, chat or chat-stream; repeatable  [default: all]"),

@@ -25,6 +25,7 @@ from typing import Any
 STATUS_CLIENT_CLOSED = 499
 """Counted and logged for a client that went away; nobody reads it."""
 
+
 class AppError(Exception):
     """An error that a client may see. `message` is shown as it is; `param` names the field of the request."""
 
@@ -62,11 +63,33 @@ class ContextTooLong(BadRequest):
 
 
 class Unauthorized(AppError):
+    """No API key, or none that is good. `challenge` is RFC 6750's: it names an error only where there was a
+    key."""
+
     status, type, code = 401, "authentication_error", "invalid_api_key"
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"www-authenticate": self.challenge}
 
 
 class Forbidden(AppError):
+    """A good key that lacks a scope."""
+
     status, type, code = 403, "permission_error", "insufficient_scope"
+
+    def __init__(self, message: str, *, scope: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+    def headers(self) -> dict[str, str]:
+        if self.scope is None:
+            return super().headers()
+        challenge = f'Bearer error="insufficient_scope", scope="{self.scope}"'
+        return super().headers() | {"www-authenticate": challenge}
 
 
 class NotFound(AppError):
@@ -137,12 +160,11 @@ _BY_STATUS = {
 
 def from_status(status: int, path: str, method: str) -> AppError:
     """The error for an HTTP status that the framework raised by itself (an unknown route, a wrong method)."""
+    shown = printable(path)
     if status == 404:
-        return NotFound(f"There is nothing at {path[:200]}. The routes are listed at /openapi.json.")
+        return NotFound(f"There is nothing at {shown}. The routes are listed at /openapi.json.")
     if status == 405:
-        return MethodNotAllowed(
-            f"{path[:200]} does not answer {method}. The Allow header lists what it answers."
-        )
+        return MethodNotAllowed(f"{shown} does not answer {method}. The Allow header lists what it answers.")
     if status in _BY_STATUS:
         return _BY_STATUS[status](f"The request was refused with status {status}.")
     if 400 <= status < 500:
@@ -152,3 +174,8 @@ def from_status(status: int, path: str, method: str) -> AppError:
         error.status = status
         return error
     return AppError(INTERNAL_ERROR_MESSAGE)
+
+
+def printable(text: str) -> str:
+    """A client's text as it may appear in an error: short, and encodable."""
+    return text[:200].encode("utf-8", "backslashreplace").decode()

@@ -51,6 +51,8 @@ def log_access(
     for name in ("run_id", "stop_reason", "error"):
         if (value := getattr(state, name)) is not None:
             fields[name] = value
+    if state.identity and state.identity.owner:
+        fields["key"] = state.identity.owner
     if state.prompt_tokens or state.completion_tokens:
         fields |= {"prompt_tokens": state.prompt_tokens, "completion_tokens": state.completion_tokens}
     if "traceparent" in state.trace:

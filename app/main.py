@@ -12,8 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
+from app.access import document
 from app.api import chat, completions, health, improve, models, runs
-from app.errors import AppError, BadRequest, from_status
+from app.errors import AppError, BadRequest, from_status, printable
+from app.keys import KeyRing
 from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
@@ -26,16 +28,19 @@ from app.tracing import OpenTelemetryTracer
 def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
     """The ASGI application. `factory` starts the models; the server answers /health while it does.
 
-    Raises `StoreError` for a database that cannot be used.
+    Raises `StoreError` for a database that cannot be used, `SettingsError` for API keys that cannot.
     """
     telemetry = Telemetry()
     kept = Runs(settings, telemetry)
+    keys = KeyRing(settings, kept.store.database if kept.store else None, telemetry)
     measured = _observing(factory, telemetry)
 
     async def start(settings: Settings) -> Served:
         if kept.store:
             await kept.store.open()
+        await keys.start()
         served = await measured(settings)
+        keys.settle()
         if kept.store:
             kept.store.start()
         return served
@@ -46,6 +51,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
         yield
+        await keys.stop()
         await kept.stop()
         await runtime.stop()
         if isinstance(telemetry.tracer, OpenTelemetryTracer):
@@ -59,13 +65,14 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
-    app.state.runs = kept
-    app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
+    app.state.runs, app.state.keys = kept, keys
+    app.add_middleware(RequestContext, telemetry=telemetry, keys=keys, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     for module in (improve, runs, chat, completions, models, health):
         app.include_router(module.router)
+    app.openapi = lambda: document(FastAPI.openapi(app))  # type: ignore[method-assign]
     return app
 
 
@@ -93,7 +100,7 @@ async def _app_error(_: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself. Its own text is not shown; its headers (Allow) are."""
     assert isinstance(error, HTTPException)
-    response = error_response(from_status(error.status_code, _printable(request.url.path), request.method))
+    response = error_response(from_status(error.status_code, request.url.path, request.method))
     response.headers.update(error.headers or {})
     return response
 
@@ -109,7 +116,7 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         place = [part for part in place if part not in TYPE_NAMES and "[" not in part]
     if kind == "json_invalid":
         return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
-    name = _printable(".".join(place)) or None
+    name = printable(".".join(place)) or None
     if kind == "extra_forbidden":
         message = (
             f"Unknown field {name!r}: it is not supported here. Remove it; /openapi.json lists the fields."
@@ -124,8 +131,3 @@ async def _validation_error(_: Request, error: Exception) -> Response:
         return error_response(BadRequest(message, code="invalid_json"))
     reason = first["msg"].removeprefix("Value error, ")
     return error_response(BadRequest(f"{name}: {reason}.", param=name))
-
-
-def _printable(text: str) -> str:
-    """A client's text as it may appear in an error: short, and encodable."""
-    return text[:200].encode("utf-8", "backslashreplace").decode()

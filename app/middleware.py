@@ -1,5 +1,5 @@
-"""One pure ASGI middleware around everything: request id, body limit, metrics, span, one line in the log, and
-the last resort for exceptions."""
+"""One pure ASGI middleware around everything: request id, API key, body limit, metrics, span, one line in the
+log, and the last resort for exceptions."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import INTERNAL_ERROR_MESSAGE, STATUS_CLIENT_CLOSED, AppError, BadRequest, TooLarge
+from app.keys import KeyRing
 from app.logs import access, log_access
 from app.observe import RequestState, current, trace_context
 from app.telemetry import Telemetry, log_failure
@@ -34,14 +35,17 @@ def error_response(error: AppError) -> JSONResponse:
 
 class RequestContext:
     """See the module. It reads the whole body before the application does: a body over the limit costs no
-    more."""
+    more, and one without a key nothing."""
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, max_body_bytes: int) -> None:
-        self.app, self.telemetry, self.max_body_bytes = app, telemetry, max_body_bytes
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, keys: KeyRing, max_body_bytes: int) -> None:
+        self.app, self.telemetry, self.keys, self.max_body_bytes = app, telemetry, keys, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # there are none, and none without a key
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -51,6 +55,7 @@ class RequestContext:
         token = current.set(state)
         self._begin(scope, state)
         try:
+            state.identity = await self.keys.admit(scope)
             body = await self._read_body(headers, receive)
             state.begin()
             await self.app(scope, _replay(body, receive), answer.send)

@@ -15,10 +15,10 @@ TOLERANCE = 1e-4
 STATE_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
-def list_runs(url: str, limit: int, after: str | None, as_json: bool) -> None:
+def list_runs(url: str, key: str | None, limit: int, after: str | None, as_json: bool) -> None:
     """Print the latest stored runs. Raises `ServerError`."""
     query = {"limit": str(limit)} | ({"after": after} if after else {})
-    with server(url) as client:
+    with server(url, key) as client:
         answer = client.get("/v1/improve", params=query)
         raise_for(answer)
         page = answer.json()
@@ -46,9 +46,9 @@ def _line(run: dict[str, Any]) -> Text:
     )
 
 
-def replay_in_terminal(url: str, run_id: str, as_json: bool) -> bool:
+def replay_in_terminal(url: str, key: str | None, run_id: str, as_json: bool) -> bool:
     """Run a stored run again, show the difference, and say whether there is none. Raises `ServerError`."""
-    with server(url) as client:
+    with server(url, key) as client:
         answer = client.get(f"/v1/improve/{run_id}")
         raise_for(answer)
         run = answer.json()

@@ -16,6 +16,7 @@ from app.errors import AppError, BadRequest, NotFound
 from app.improve.events import Event, RunCompleted, RunFailed
 from app.improve.loop import ImprovementRun
 from app.schemas import ImproveRequest, RunSummary
+from app.security import caller
 from app.settings import Settings
 from app.store.records import RunRecord
 from app.store.store import Store
@@ -38,7 +39,9 @@ class LiveRun:
 
     def __init__(self, run: ImprovementRun, body: ImproveRequest, runs: "Runs", store: Store | None) -> None:
         self.run, self.runs, self.store, self.metadata = run, runs, store, body.metadata
-        self.record = RunRecord(id=run.id, created=time.time(), request=request_json(body, run.seed))
+        self.record = RunRecord(
+            id=run.id, created=time.time(), request=request_json(body, run.seed), owner=caller().owner
+        )
         self.error: AppError | None = None
         self.ended = False
         self._shown = self._read = 0
@@ -160,7 +163,10 @@ class LiveRun:
 
 
 class Runs:
-    """The runs of a server. `live` holds those that run; `store` is None where nothing is kept."""
+    """The runs of a server. `live` holds those that run; `store` is None where nothing is kept.
+
+    Whoever asks sees its own runs, an admin all; of others it is as if they did not exist.
+    """
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         """Raises `StoreError` for a database that cannot be used."""
@@ -188,10 +194,10 @@ class Runs:
 
     async def get(self, run_id: str) -> RunRecord:
         """A run with its request and, once it has ended, its result or error. Raises `NotFound`."""
-        if live := self.live.get(run_id):
+        if live := self._live(run_id):
             return live.record
         found = await self.store.run(run_id) if self.store and RUN_ID.fullmatch(run_id) else None
-        if found is None:
+        if found is None or not caller().sees(found.owner):
             why = "It may have been sent with store: false, or be past the retention."
             raise NotFound(
                 f"There is no run of this id. {why if self.store else NOTHING_KEPT}",
@@ -200,12 +206,16 @@ class Runs:
             )
         return found
 
+    def _live(self, run_id: str) -> LiveRun | None:
+        live = self.live.get(run_id)
+        return live if live and caller().sees(live.record.owner) else None
+
     async def page(self, limit: int, after: str | None) -> list[RunRecord]:
         """The latest stored runs, or those before `after`. Raises `NotFound` where nothing is kept,
         `BadRequest` for an `after` that is not stored."""
         if self.store is None:
             raise NotFound(f"There are no runs. {NOTHING_KEPT}", code="run_not_found")
-        found = await self.store.page(limit, after)
+        found = await self.store.page(limit, after, caller())
         if found is None:
             raise BadRequest("after is not the id of a stored run.", param="after")
         return found
@@ -213,7 +223,7 @@ class Runs:
     async def events(self, run_id: str, after: int) -> AsyncGenerator[bytes, None] | None:
         """The events of a run after this number, followed to its end; None: it has ended, and they were
         all. Raises `NotFound`."""
-        if live := self.live.get(run_id):
+        if live := self._live(run_id):
             return live.follow(after)
         record = await self.get(run_id)
         assert self.store is not None
@@ -237,7 +247,7 @@ class Runs:
 
     async def cancel(self, run_id: str) -> RunRecord:
         """Cancel a run and give it as it is then; one that has ended stays as it is. Raises `NotFound`."""
-        if live := self.live.get(run_id):
+        if live := self._live(run_id):
             await live.cancel()
             return live.record
         record, deadline = await self.get(run_id), time.monotonic() + CANCEL_S

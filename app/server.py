@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from rich.console import Console
 
+from app.keys import guard
 from app.logs import quiet_loop_errors
 from app.main import create_app
 from app.runtime import Runtime
@@ -31,6 +32,11 @@ def serve(settings: Settings, console: Console) -> int:
     check_tracing(settings)
     checkpoints = read_checkpoints(settings)
     listener = _bind(settings.host, settings.port)
+    try:
+        settings = guard(settings, listener.getsockname()[0])
+    except SettingsError:
+        listener.close()
+        raise
     app = create_app(settings, partial(start_models, checkpoints=checkpoints))
     config = uvicorn.Config(
         app,

@@ -167,6 +167,20 @@ class Settings(BaseSettings):
     retention_mb: float = Field(
         default=1000.0, ge=0, description="beyond this size the oldest stored runs are deleted; 0: never"
     )
+    require_keys: Literal["auto", "always", "insecure-never"] = Field(
+        default="auto",
+        description="whether API keys are asked for; auto: once there is one, and always beyond loopback;"
+        " insecure-never: another gateway decides who comes here",
+    )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="keys beside the database's: `NAME KEY [SCOPE ...]`, semicolons or lines between them;"
+        " better given in the environment",
+    )
+    api_keys_file: Path | None = Field(default=None, description="file of such keys, read at the start")
+    keys_outage_s: float = Field(
+        default=300.0, ge=5, description="how long known keys are good while the database does not answer"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")

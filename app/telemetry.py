@@ -100,6 +100,9 @@ class Telemetry:
 
     def _define_requests(self) -> None:
         self.requests = self._counter("pit_requests", "HTTP requests", ["route", "method", "status"])
+        self.key_refusals = self._counter(
+            "pit_key_refusals", "Requests refused for their API key", ["reason"]
+        )
         self.in_flight = self._gauge("pit_requests_in_flight", "HTTP requests being answered")
         self.seconds = self._histogram("pit_request_seconds", "Time to the end of the answer", ["route"])
         self.overhead = self._histogram(

@@ -48,10 +48,10 @@ def word_diff(old: str, new: str, *, marked: bool = False) -> Text:
     return text
 
 
-def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
+def improve_in_terminal(url: str, key: str | None, body: dict[str, Any], as_json: bool) -> None:
     """Send the request and show the run. Raises `ServerError` with a message for the person at the
     terminal."""
-    with server(url) as client:
+    with server(url, key) as client:
         if as_json:
             answer = client.post("/v1/improve", json=body)
             raise_for(answer)
@@ -65,11 +65,12 @@ def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
 
 
 @contextmanager
-def server(url: str) -> Iterator[httpx.Client]:
+def server(url: str, key: str | None = None) -> Iterator[httpx.Client]:
     """A client of the server at `url`. Raises `ServerError` where it cannot be reached in the body."""
     url = url.rstrip("/")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        with httpx.Client(base_url=url, timeout=httpx.Timeout(10.0, read=120.0)) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(10.0, read=120.0)) as client:
             yield client
     except httpx.ConnectError:
         raise ServerError(

@@ -106,7 +106,10 @@ def sample() -> tuple[str, str]:
 
 
 def serve_command(port: int) -> list[str]:
+    # A database of its own: keys in the user's would be asked for.
+    database = f"sqlite:///{(RUN / 'pit.db').relative_to(ROOT)}"
     command = [str(BIN / "pit"), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--database", database]
     for role in ROLES:
         command += ["--" + role.replace("_", "-"), str((RUN / role).relative_to(ROOT))]
     return command

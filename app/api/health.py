@@ -34,10 +34,12 @@ async def ready(request: Request) -> Any:
 
 
 async def _not_ready_because(request: Request) -> list[str]:
-    """What keeps the models or the database from work, fit to be shown."""
+    """What keeps the models, the database or the keys from work, fit to be shown."""
     reasons: list[str] = await request.app.state.runtime.not_ready_because()
     if (store := request.app.state.runs.store) and store.problem:
         reasons.append(store.problem.rstrip("."))
+    if problem := request.app.state.keys.problem:
+        reasons.append(problem)
     return reasons
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from app.doctor.report import Finding, fail, ok, warn
 from app.doctor.roles import engines
+from app.keys import guard
 from app.settings import Settings, SettingsError, load_settings, nearest_setting
 from app.tracing import check_tracing
 
@@ -36,7 +37,7 @@ def load(config: Path | None, given: dict[str, Any]) -> tuple[Settings | None, l
 
 
 def _address(settings: Settings) -> Iterator[Finding]:
-    """Whether the port can be taken, and who could reach it."""
+    """Whether the port can be taken, who could reach it, and whether they need keys."""
     place = f"{settings.host}:{settings.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -49,11 +50,16 @@ def _address(settings: Settings) -> Iterator[Finding]:
     except OSError as error:
         yield fail("address", f"{place}: {error.strerror or error}", "choose another --host or --port")
         return
-    if not ipaddress.ip_address(address[0]).is_loopback:
+    try:
+        asked = guard(settings, str(address[0])).require_keys == "always"
+    except SettingsError as error:
+        yield fail("API keys", str(error), "make a key, or listen on 127.0.0.1")
+        return
+    if not asked and not ipaddress.ip_address(address[0]).is_loopback:
         yield warn(
-            "address",
+            "API keys",
             f"{settings.host} is reachable from other machines, and no API key is asked for",
-            "listen on 127.0.0.1 behind a proxy that authenticates",
+            "let nobody reach it but a gateway that authenticates",
         )
 
 

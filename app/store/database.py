@@ -79,6 +79,10 @@ class Database:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    def is_missing(self) -> bool:
+        """Whether this is an SQLite file that does not exist: connecting would make it."""
+        return self.is_sqlite and not Path(self.url.database or "").exists()
+
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[AsyncConnection, None]:
         """A connection that reads one state of the database."""
@@ -129,7 +133,7 @@ class Database:
                 " or keep nothing: --database none."
             ) from None
         finally:
-            await self._disconnect()
+            await self.disconnect()
 
     def _advice(self, revision: str | None) -> str:
         if revision is not None and revision > HEAD:
@@ -154,13 +158,14 @@ class Database:
             )
         await self.write(lambda connection: _migrate(connection, target))
 
-    async def _disconnect(self) -> None:
+    async def disconnect(self) -> None:
+        """Close the connections that nobody uses; the next use opens new ones."""
         await self.engine.dispose()
         if self.is_sqlite:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._writing.dispose)
 
     async def close(self) -> None:
-        await self._disconnect()
+        await self.disconnect()
         if self.is_sqlite:
             self._thread.shutdown(wait=False)
 

@@ -8,10 +8,11 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, Callable
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import select, true, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import Overloaded, StoreError
+from app.security import Identity
 from app.settings import Settings
 from app.store.database import Database, reason
 from app.store.records import RunRecord
@@ -121,14 +122,15 @@ class Store:
                     after = number
         return found
 
-    async def page(self, limit: int, after: str | None) -> list[RunRecord] | None:
-        """The latest runs, or those before the run `after`: without request, result and error. None: there
-        is no run `after`."""
+    async def page(self, limit: int, after: str | None, viewer: Identity) -> list[RunRecord] | None:
+        """The latest runs that `viewer` sees, or those before the run `after`: without request, result and
+        error. None: it sees no run `after`."""
         place = tuple_(runs.c.created, runs.c.id)
-        wanted = select(*SUMMARY).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
+        seen = true() if viewer.may("admin") else runs.c.owner == viewer.owner
+        wanted = select(*SUMMARY).where(seen).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
         async with self._answering(), self.database.reading() as connection:
             if after is not None:
-                created = await connection.scalar(select(runs.c.created).where(runs.c.id == after))
+                created = await connection.scalar(select(runs.c.created).where(seen, runs.c.id == after))
                 if created is None:
                     return None
                 wanted = wanted.where(place < tuple_(created, after))

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -45,6 +46,7 @@ runs = Table(
     Index("runs_by_created", "created", "id"),
     Index("runs_by_finished", "finished", "bytes"),
     Index("runs_by_state", "state", "server"),
+    Index("runs_by_owner", "owner", "created", "id"),
 )
 
 run_events = Table(
@@ -55,4 +57,20 @@ run_events = Table(
     Column("data", Text, nullable=False, comment="events in a row of the run, one a line"),
     # One B-tree, in the order in which events are read.
     sqlite_with_rowid=False,
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True, comment="the public part of the key"),
+    Column("owner", String(64), nullable=False, comment="its own id, or an earlier key's"),
+    Column("name", String(64), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False, comment="SHA-256 of the secret part"),
+    Column("scopes", String(128), nullable=False, comment="words"),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("concurrency", Integer),
+    Column("created", Double, nullable=False),
+    Column("expires", Double),
+    Column("revoked", Double),
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import secrets
 import socket
 import subprocess
 import sys
@@ -179,7 +180,11 @@ def test_settings_that_are_wrong(run: dict[str, Any], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert said(look(run | {"port": port}), "address")[0] == "fail"
-    assert said(look(run | {"host": "0.0.0.0"}), "address")[0] == "warn"
+    anywhere = run | {"host": "0.0.0.0"}
+    status, text = said(look(anywhere), "API keys")
+    assert status == "fail" and "reached from other machines" in text
+    assert said(look(anywhere | {"require_keys": "insecure-never"}), "API keys")[0] == "warn"
+    assert "API keys" not in {f.subject for f in look(anywhere | {"api_keys": secrets.token_hex(32)})}
     assert said(look(run | {"host": "no.such.host.invalid"}), "address")[0] == "fail"
     assert said(look(run | {"otlp_endpoint": "collector"}), "settings")[0] == "fail"
 

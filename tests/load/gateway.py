@@ -6,6 +6,7 @@ hide in the packet of another. The users, and the upstream, are processes of the
 """
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,15 +51,18 @@ def start_peer(stack: ExitStack, output: Path, peer: peers.Peer, port: int) -> C
 
 def start_gateway(stack: ExitStack, output: Path, upstream: str, *, bare: bool = False) -> Contestant:
     """`pit serve` without an engine: everything on that it has, or `bare`: without store, keys and limits."""
-    port, name = free_port(), "bare" if bare else "pit"
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
+    port, pit, key = free_port(), [sys.executable, "-m", "app.cli"], None
+    name, database = ("bare", "none") if bare else ("pit", f"sqlite:///{output.resolve()}/pit.db")
+    command = [*pit, "serve", "--port", str(port), "--database", database]
     for role in ("policy", "improver", "gap-reward"):
         command += [f"--{role}-url", upstream]
     command += ["--improve-turn", IMPROVE_TURN]
-    if bare:
-        command += ["--database", "none"]
+    if not bare:
+        output.mkdir(parents=True, exist_ok=True)
+        create = [*pit, "keys", "create", "bench", "--database", database]
+        key = subprocess.run(create, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
     started = server(name, command, port=port, log=output / f"{name}.log", ready="/health/ready")
-    return Contestant(stack.enter_context(started), "policy", None)
+    return Contestant(stack.enter_context(started), "policy", key)
 
 
 async def cost(one: Contestant, kind: Kind) -> dict[str, float]:

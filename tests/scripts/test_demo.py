@@ -88,8 +88,8 @@ def test_it_trains_serves_improves_and_stops(
     assert calls(place) == [
         "pit-train run training/configs/demo.yaml",
         "pit-train data sample --index 0",
-        f"pit serve --host 127.0.0.1 --port {port} --policy runs/demo/policy --improver runs/demo/improver "
-        "--gap-reward runs/demo/gap_reward",
+        f"pit serve --host 127.0.0.1 --port {port} --database sqlite:///runs/demo/pit.db --policy"
+        " runs/demo/policy --improver runs/demo/improver --gap-reward runs/demo/gap_reward",
         f"pit improve What's the price? --reference It's 3. --url {url}",
     ]
     assert_stopped(place)
