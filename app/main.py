@@ -14,6 +14,7 @@ from starlette.responses import Response
 from app import __version__
 from app.api import chat, completions, health, improve, models, runs
 from app.errors import AppError, BadRequest, from_status
+from app.limits.limits import Limits
 from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
@@ -26,10 +27,10 @@ from app.tracing import OpenTelemetryTracer
 def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
     """The ASGI application. `factory` starts the models; the server answers /health while it does.
 
-    Raises `StoreError` for a database that cannot be used.
+    Raises `StoreError` for a database that cannot be used, `SettingsError` for limits that cannot.
     """
     telemetry = Telemetry()
-    kept = Runs(settings, telemetry)
+    kept, limits = Runs(settings, telemetry), Limits(settings, telemetry)
     measured = _observing(factory, telemetry)
 
     async def start(settings: Settings) -> Served:
@@ -45,8 +46,10 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
+        limits.start()
         yield
         await kept.stop()
+        await limits.stop()
         await runtime.stop()
         if isinstance(telemetry.tracer, OpenTelemetryTracer):
             await asyncio.to_thread(telemetry.tracer.close)
@@ -59,7 +62,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
-    app.state.runs = kept
+    app.state.runs, app.state.limits = kept, limits
     app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -52,14 +52,18 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
         chat = await PitChat.start(body, runtime.models, telemetry)
     else:
         chat = await PolicyChat.start(body, runtime.models, telemetry)
+    entry = request.app.state.limits.entry(chat)
     if body.stream:
-        return EventStream(chat.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
-    return await unless_disconnected(request, chat.answer(), telemetry)
+        ping_s = runtime.settings.ping_interval_s
+        return EventStream(chat.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
+    return await unless_disconnected(request, chat.answer, telemetry, entry)
 
 
 class PolicyChat:
     """One request to the policy. `start` refuses what cannot be served; then call `answer` or `stream`
     once."""
+
+    lower = "Lower max_tokens or n, or shorten messages."
 
     @classmethod
     async def start(cls, body: ChatCompletionRequest, models: Models, telemetry: Telemetry) -> "PolicyChat":
@@ -75,6 +79,18 @@ class PolicyChat:
         self.envelope = Envelope(
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
         )
+
+    async def worst_case(self) -> int:
+        """Tokens that it may read and write at most. Raises `BadRequest` and `EngineFailed`."""
+        (prompt,) = self.answers.prompts
+        if prompt.tokens is None:
+            body = self.body
+            prompt = await self.answers.engine.prepare(body.conversation(), tools=body.chosen_tools())
+        return self.answers.worst_case([prompt.tokens or 0])
+
+    @property
+    def tokens_used(self) -> int:
+        return self.answers.tokens_used
 
     async def answer(self) -> Response:
         """The whole answer."""
@@ -137,9 +153,17 @@ class PitChat:
 
     def __init__(self, body: ChatCompletionRequest, run: ImprovementRun, telemetry: Telemetry) -> None:
         self.body, self.run, self.telemetry = body, run, telemetry
+        self.lower = run.lower
         self.envelope = Envelope(
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
         )
+
+    async def worst_case(self) -> int:
+        return await self.run.worst_case()
+
+    @property
+    def tokens_used(self) -> int:
+        return self.run.tokens_used
 
     async def answer(self) -> Response:
         """The whole answer."""

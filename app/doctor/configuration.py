@@ -9,6 +9,7 @@ from typing import Any
 
 from app.doctor.report import Finding, fail, ok, warn
 from app.doctor.roles import engines
+from app.limits.limits import check_limits
 from app.settings import Settings, SettingsError, load_settings, nearest_setting
 from app.tracing import check_tracing
 
@@ -26,6 +27,7 @@ def load(config: Path | None, given: dict[str, Any]) -> tuple[Settings | None, l
     try:
         settings = load_settings(config, **given)
         check_tracing(settings)
+        check_limits(settings)
     except SettingsError as error:
         advice = "mend the option, the variable or the file that sets it; pit serve --help lists them"
         return None, [fail("settings", str(error), advice), *_environment()]

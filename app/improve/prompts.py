@@ -27,6 +27,14 @@ class Prompts:
             self._prepared = (turn, await self.models.engine(turn.model).prepare(turn.messages, count=count))
         return self._prepared[1]
 
+    async def tokens(self, turn: Turn) -> int:
+        """The length of a turn's prompt; an upper bound where its engine cannot tokenize."""
+        engine = self.models.engine(turn.model)
+        known = self._prepared[1] if self._prepared and self._prepared[0] == turn else None
+        if known is None or known.tokens is None:
+            known = await engine.prepare(turn.messages, count=True)
+        return min(engine.context_length, known.tokens or 0)
+
     def room(self, engine: Engine, prompt: Prompt) -> int | None:
         """`max_tokens` for a response to this prompt, or None when the response does not fit.
 
