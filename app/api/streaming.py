@@ -89,7 +89,9 @@ class EventStream(Response):
                 last = time.monotonic()
 
         async def pump() -> None:
+            nonlocal last
             async with self.entry, aclosing(self.chunks) as chunks:
+                last = time.monotonic()
                 admitted.set()
                 async for chunk in chunks:
                     await write(chunk)

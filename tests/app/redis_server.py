@@ -1,6 +1,7 @@
 """A Redis of the test session: Debian's package, a temporary directory, a Unix socket."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -29,9 +30,18 @@ class RedisServer:
             self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 20
-        while not self.socket.exists():
+        while not self._answers():
             assert self.process.poll() is None and time.monotonic() < deadline, "redis-server did not start"
             time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.socket))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16) == b"+PONG\r\n"
+        except OSError:
+            return False
 
     def stop(self) -> None:
         if self.process:

@@ -37,11 +37,11 @@ def models(length: int, centering: str = "self", rises: bool = True) -> Models:
         return max((float(word[1:]) for word in text.split() if word[1:].isdigit()), default=-1.0)
 
     scorer = FakeScorer(value=(worth if rises else lambda text: -worth(text)))
-    engines = [
+    policy, improver = (
         FakeEngine(script=write, model_id=name, defaults=SamplingDefaults(0.7, max_tokens=WORDS))
         for name in ("policy", "improver")
-    ]
-    made = fake_models(*engines, scorer)
+    )
+    made = fake_models(policy, improver, scorer)
     return replace(made, calibration=GapCalibration(centering, 2.0, 0.0))  # type: ignore[arg-type]
 
 
