@@ -4,8 +4,9 @@ import asyncio
 import logging
 
 from app.limits.asks import Ask, Grant, Refusal
+from app.limits.line import UNREACHABLE
 from app.limits.local import LocalLimiter
-from app.limits.shared import DEADLINE_S, UNREACHABLE, SharedLimiter
+from app.limits.shared import SharedLimiter
 from app.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -22,11 +23,10 @@ class FallbackLimiter:
         self._recovery: asyncio.Task[None] | None = None
 
     async def admit(self, ask: Ask) -> Grant | Refusal:
-        """Waits for Redis for `DEADLINE_S` at most."""
+        """Waits for Redis for a quarter of a second at most."""
         if self.problem is None:
             try:
-                async with asyncio.timeout(DEADLINE_S):
-                    return await self.shared.admit(ask)
+                return await self.shared.admit(ask)
             except UNREACHABLE as error:
                 self._lost(error)
         return await self.local.admit(ask)

@@ -50,7 +50,7 @@ async def refused(limiter: Limiter, asked: Ask) -> Refusal:
 async def settled(limiter: Limiter) -> None:
     """`settle` has been done."""
     if isinstance(limiter, SharedLimiter):
-        await asyncio.gather(*[task for task in limiter._tasks if task.get_name() != "renew"])
+        await asyncio.gather(*limiter._tasks)
 
 
 async def test_a_rate_is_kept_and_comes_back_when_it_was_said(limiter: Limiter) -> None:
@@ -160,7 +160,7 @@ async def test_memory_is_given_back(limiter: Limiter, request: pytest.FixtureReq
     await settled(limiter)
     await asyncio.sleep(WINDOW_S * 62 / 60)
     if isinstance(limiter, SharedLimiter):
-        assert await limiter.redis.keys("*") == []
+        assert await limiter.line.redis.keys("*") == []
         return
     assert isinstance(limiter, LocalLimiter)
     limiter.settle(await granted(limiter, ask(requests=1, slots=1)), None)

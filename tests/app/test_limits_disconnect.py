@@ -92,7 +92,7 @@ async def counted(app: FastAPI) -> tuple[int, int]:
         window = limiter.windows.get("total:tokens")
         return (window.used if window else 0), limiter.taken["total:slots"]
     assert isinstance(limiter, FallbackLimiter) and limiter.problem is None
-    redis = limiter.shared.redis
+    redis = limiter.shared.line.redis
     tokens = sum(map(int, await redis.hvals("{pit}:total:tokens")))
     return tokens, await redis.zcard("{pit}:total:slots")
 
