@@ -6,7 +6,7 @@ and itself few writes, and whatever is given back is there before the next one a
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -16,8 +16,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-SOCKET_TIMEOUT_S = 1.0
-"""After so long without an answer the connection is given up, with the calls on it."""
+SOCKET_TIMEOUT_S = 5.0
+"""After so long without an answer the connection is given up."""
+DEADLINE_S = 0.25
+"""How long a call waits for its answer."""
+LOOKS = 100
+"""How often it looks within that time. An event loop that is late itself, by a burst of requests, finds the
+answer at one of them, and does not take its own lateness for Redis'."""
 UNREACHABLE = (RedisError, OSError, TimeoutError)
 
 
@@ -56,8 +61,8 @@ class Line:
     def call(
         self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]
     ) -> "asyncio.Future[Any]":
-        """Run a script. The future raises one of `UNREACHABLE`; whether the script has run is not known
-        then."""
+        """Run a script. The future raises one of `UNREACHABLE`, after `DEADLINE_S` at the latest; whether the
+        script has run is not known then."""
         call = _Call(script, keys, arguments)
         self._calls.append(call)
         if self._sender is None:
@@ -66,7 +71,13 @@ class Line:
 
     async def ping(self) -> None:
         """Raises one of `UNREACHABLE`."""
-        await self.redis.ping()
+        async with asyncio.timeout(DEADLINE_S):
+            await self.redis.ping()
+
+    async def teach(self, scripts: Iterable[Script]) -> None:
+        """Raises one of `UNREACHABLE`."""
+        for script in scripts:
+            await self.redis.script_load(script.text)
 
     async def close(self) -> None:
         """After what was called."""
@@ -78,38 +89,52 @@ class Line:
         try:
             while self._calls:
                 calls, self._calls = self._calls, []
-                missing = await self._try(calls)
-                if missing and await self._load(missing):
-                    self._calls = missing + self._calls
+                await self._answer(calls)
         finally:
             self._sender = None
 
-    async def _load(self, calls: list[_Call]) -> bool:
-        """Teach the scripts to a Redis that does not know them yet, or any more: it has run none of these."""
+    async def _answer(self, calls: list[_Call]) -> None:
+        """Send the calls together. Without an answer in time they fail, and those that wait behind them."""
+        attempt = asyncio.create_task(self._ask(calls))
+        for _ in range(LOOKS):
+            await asyncio.wait({attempt}, timeout=DEADLINE_S / LOOKS)
+            if attempt.done():
+                break
+        else:
+            attempt.add_done_callback(lambda late: late.cancelled() or late.exception())
+            calls, self._calls = calls + self._calls, []
+            _fail(calls, TimeoutError("Redis does not answer"))
+            return
         try:
-            for text in {call.script.text for call in calls}:
-                await self.redis.script_load(text)
-        except UNREACHABLE as error:
-            for call in calls:
-                call.answer.set_exception(error)
-            return False
-        return True
-
-    async def _try(self, calls: list[_Call]) -> list[_Call]:
-        """Send the calls together and answer them, but for those whose script is not there."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for call in calls:
-            pipeline.evalsha(call.script.digest, len(call.keys), *call.keys, *call.arguments)
-        try:
-            answers = await pipeline.execute(raise_on_error=False)
-        except UNREACHABLE as error:
-            answers = [error] * len(calls)
-        missing = []
+            answers = attempt.result()
+        except Exception as error:  # whatever it is: nobody waits for ever
+            _fail(calls, error)
+            return
         for call, answer in zip(calls, answers, strict=True):
-            if isinstance(answer, NoScriptError):
-                missing.append(call)
-            elif isinstance(answer, Exception):
+            if isinstance(answer, Exception):
                 call.answer.set_exception(answer)
             else:
                 call.answer.set_result(answer)
-        return missing
+
+    async def _ask(self, calls: list[_Call]) -> list[Any]:
+        """What Redis answers, errors too. A script that it does not know yet, or any more, it is taught."""
+        answers = await self._execute(calls)
+        missing = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missing:
+            again = [calls[number] for number in missing]
+            await self.teach({call.script for call in again})
+            for number, answer in zip(missing, await self._execute(again), strict=True):
+                answers[number] = answer
+        return answers
+
+    async def _execute(self, calls: list[_Call]) -> list[Any]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for call in calls:
+            pipeline.evalsha(call.script.digest, len(call.keys), *call.keys, *call.arguments)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+
+def _fail(calls: list[_Call], error: Exception) -> None:
+    for call in calls:
+        call.answer.set_exception(error)

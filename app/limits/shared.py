@@ -5,6 +5,7 @@ are leases that the server renews while it lives. Every key expires by itself.
 """
 
 import asyncio
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import Coroutine
@@ -14,11 +15,6 @@ from app.limits.asks import Ask, Grant, Level, Rate, Refusal, Slots, corrections
 from app.limits.line import UNREACHABLE, Line, Script
 from app.limits.window import PARTS, WINDOW_S
 
-DEADLINE_S = 0.25
-"""How long an admission waits for Redis."""
-LOOKS = 20
-"""How often it looks within that time. An event loop that is late itself, by a burst of requests, finds the
-answer at one of them, and does not take its own lateness for Redis'."""
 MAX_UNSETTLED = 10_000
 PREFIX = "{pit}:"
 """The braces keep all keys in one slot of a cluster."""
@@ -42,23 +38,18 @@ class SharedLimiter:
         self._renewal: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to renew leases."""
+        """Connect, and begin to renew leases."""
+        self._begin(self._connect())
         self._renewal = asyncio.create_task(self._keep_renewing())
 
     async def admit(self, ask: Ask) -> Reply:
         attempt: asyncio.Task[Reply] = self._begin(self._try(ask))
         try:
-            for _ in range(LOOKS):
-                await asyncio.wait({attempt}, timeout=DEADLINE_S / LOOKS)
-                if attempt.done():
-                    break
-            else:
-                raise TimeoutError
-            return await attempt
-        finally:
-            if not attempt.done():
-                # Whether the script runs cannot be known yet: what it takes goes back when it answers.
-                attempt.add_done_callback(self._return)
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            # Whether the script has run cannot be known yet: what it takes goes back when it answers.
+            attempt.add_done_callback(self._return)
+            raise
 
     def settle(self, grant: Grant, used: int | None) -> None:
         for slots in grant.ask.slots:
@@ -122,6 +113,11 @@ class SharedLimiter:
     def _try_again(self) -> None:
         for _ in range(len(self._unsettled)):
             self._begin(self._give_back(*self._unsettled.popleft()))
+
+    async def _connect(self) -> None:
+        """Before the first burst of requests does."""
+        with contextlib.suppress(*UNREACHABLE):
+            await self.line.teach((ADMIT, SETTLE, RENEW))
 
     async def _keep_renewing(self) -> None:
         while True:
