@@ -21,6 +21,7 @@ from app.api.openai import (
 from app.api.render import dumps
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
+from app.engines.chat import most_tokens
 from app.errors import BadRequest
 from app.improve.answer import Answers
 from app.improve.events import Result, TokenCount
@@ -80,13 +81,15 @@ class PolicyChat:
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
         )
 
-    async def worst_case(self) -> int:
+    async def worst_case(self, *, exact: bool) -> int:
         """Tokens that it may read and write at most. Raises `BadRequest` and `EngineFailed`."""
-        (prompt,) = self.answers.prompts
-        if prompt.tokens is None:
-            body = self.body
-            prompt = await self.answers.engine.prepare(body.conversation(), tools=body.chosen_tools())
-        return self.answers.worst_case([prompt.tokens or 0])
+        messages, tools = self.body.conversation(), self.body.chosen_tools()
+        tokens = self.answers.prompts[0].tokens
+        if tokens is None and exact:
+            tokens = (await self.answers.engine.prepare(messages, tools=tools)).tokens
+        if tokens is None:
+            tokens = most_tokens(messages) + (len(dumps(tools.functions)) if tools else 0)
+        return self.answers.worst_case([tokens])
 
     @property
     def tokens_used(self) -> int:
@@ -158,8 +161,8 @@ class PitChat:
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
         )
 
-    async def worst_case(self) -> int:
-        return await self.run.worst_case()
+    async def worst_case(self, *, exact: bool) -> int:
+        return await self.run.worst_case(exact=exact)
 
     @property
     def tokens_used(self) -> int:

@@ -70,8 +70,8 @@ class Completion:
         self.envelope = Envelope("cmpl", "text_completion", body.model)
         self._offsets = [0] * len(answers.counts)
 
-    async def worst_case(self) -> int:
-        """Tokens that it may read and write at most."""
+    async def worst_case(self, *, exact: bool) -> int:
+        """Tokens that it may read and write at most: its prompts are counted in any case."""
         return self.answers.worst_case([prompt.tokens or 0 for prompt in self.answers.prompts])
 
     @property

@@ -1,6 +1,9 @@
 """One request to `/v1/score`."""
 
+import contextlib
+
 from app.engines.base import Message
+from app.engines.chat import most_tokens
 from app.errors import ContextTooLong, ScoringUnavailable
 from app.improve.gate import Gate
 from app.improve.options import Models
@@ -20,11 +23,19 @@ class Scoring:
         self.messages = tuple(Message(role=m.role, content=m.text()) for m in body.messages)
         self.candidates = [body.candidate] if isinstance(body.candidate, str) else body.candidate
         self.gate = Gate(models.scorer, models.calibration, self.messages)
+        self.improve_turn = models.improve_turn
         self.tokens_used = 0
 
-    async def worst_case(self) -> int:
-        """Tokens that the gap reward reads. Raises `BadRequest` and `ScoringUnavailable`."""
-        return await self.gate.tokens_needed(self.candidates, self.body.baseline)
+    async def worst_case(self, *, exact: bool) -> int:
+        """Tokens that the gap reward reads, at most. Raises `BadRequest`."""
+        if exact:
+            with contextlib.suppress(ScoringUnavailable):  # an upstream that cannot tokenize
+                return await self.gate.tokens_needed(self.candidates, self.body.baseline)
+        turn = Message(role="user", content=self.improve_turn)
+        texts = [Message(role="assistant", content=text) for text in (*self.candidates, self.body.baseline)]
+        # Each candidate beside the baseline, in both orders or the baseline once more beside itself.
+        pairs = [most_tokens([*self.messages, text, texts[-1], turn]) for text in texts]
+        return 2 * sum(min(self.scorer.context_length, pair) for pair in pairs)
 
     async def answer(self) -> Score | ScoreList:
         """Raises `ContextTooLong` and `ScoringUnavailable`."""

@@ -8,13 +8,12 @@ have as many tokens as when it was written, and the gap reward to read as many a
 from dataclasses import dataclass
 
 from app.engines.base import Engine
+from app.engines.chat import MESSAGE_TOKENS
 from app.improve import turns
 from app.improve.plan import Plan
 from app.improve.prompts import DEFAULT_MAX_TOKENS
 from app.improve.turns import Turn
 
-TEMPLATE_TOKENS = 32
-"""More than a chat template writes around two messages."""
 ADVICE = "Lower max_iterations, candidates or max_tokens, or set max_total_tokens."
 
 
@@ -27,22 +26,23 @@ class _Generation:
     context: int
 
 
-async def worst_case(plan: Plan) -> int:
-    """Tokens that this run may read and write at most. Raises `BadRequest` and `EngineFailed`."""
+async def worst_case(plan: Plan, *, exact: bool) -> int:
+    """Tokens that this run may read and write at most. `exact`: with its prompts tokenized, else with one
+    token for each of their bytes. Raises `BadRequest` and `EngineFailed`."""
     options, limit = plan.options, plan.options.max_total_tokens
     first = plan.first_turn("")
     if options.reference is None:
         turn = turns.draft(options.messages)
         engine = plan.models.engine(turn.model)
         baseline = _room(plan, engine)
-        total = min(engine.context_length, await plan.prompts.tokens(turn) + baseline)
+        total = min(engine.context_length, await plan.prompts.tokens(turn, exact=exact) + baseline)
     else:
         chat = [*options.messages, turns.assistant(options.reference), turns.user(plan.models.improve_turn)]
         bare = [*options.messages, turns.assistant(""), turns.user(plan.models.improve_turn)]
-        with_it = await plan.prompts.tokens(Turn(first.model, chat, first.phase))
-        without = await plan.prompts.tokens(Turn(first.model, bare, first.phase))
+        with_it = await plan.prompts.tokens(Turn(first.model, chat, first.phase), exact=exact)
+        without = await plan.prompts.tokens(Turn(first.model, bare, first.phase), exact=exact)
         baseline, total = max(0, with_it - without), 0
-    attempt = await _attempt(plan)
+    attempt = await _attempt(plan, exact)
     total += _iteration(plan, attempt, baseline)
     if plan.iteration_limit > 1:
         longest = max(baseline, attempt[-1].room)
@@ -50,14 +50,14 @@ async def worst_case(plan: Plan) -> int:
     return total if limit is None else min(total, limit)
 
 
-async def _attempt(plan: Plan) -> list[_Generation]:
+async def _attempt(plan: Plan, exact: bool) -> list[_Generation]:
     """The turns of one attempt, as though every text in them were empty."""
     found: list[_Generation] = []
     attempt = plan.strategy(plan.options.messages, "")
     turn = next(attempt)
     while True:
         engine = plan.models.engine(turn.model)
-        tokens = await plan.prompts.tokens(turn)
+        tokens = await plan.prompts.tokens(turn, exact=exact)
         found.append(_Generation(tokens, _room(plan, engine), engine.context_length))
         try:
             turn = attempt.send("")
@@ -78,7 +78,7 @@ def _scoring(plan: Plan, attempt: list[_Generation], baseline: int) -> int:
     """Each candidate beside the baseline, and what centring needs."""
     if plan.scoring != "gap" or plan.models.scorer is None:
         return 0
-    candidate, base = attempt[-1].room, attempt[0].prompt + TEMPLATE_TOKENS + baseline
+    candidate, base = attempt[-1].room, attempt[0].prompt + 2 * MESSAGE_TOKENS + baseline
     longest = plan.models.scorer.context_length
     pair = min(longest, base + candidate)
     if plan.models.calibration.centering == "antisymmetric":

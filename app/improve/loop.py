@@ -84,9 +84,9 @@ class ImprovementRun:
         self.stop_reason: StopReason | None = None
         self.deadline = Deadline()
 
-    async def worst_case(self) -> int:
-        """Tokens that the run may read and write at most. Raises `BadRequest` and `EngineFailed`."""
-        return await cost.worst_case(self.plan)
+    async def worst_case(self, *, exact: bool) -> int:
+        """As `cost.worst_case`."""
+        return await cost.worst_case(self.plan, exact=exact)
 
     @property
     def tokens_used(self) -> int:

@@ -13,6 +13,9 @@ from app.security import Identity, KeyLimits, caller
 from app.settings import Settings, SettingsError
 from app.telemetry import Telemetry
 
+SMALL = 50
+"""A request is small if so many of them fit into the limit of a minute."""
+
 
 class Work(Protocol):
     """Something that costs tokens."""
@@ -20,8 +23,9 @@ class Work(Protocol):
     lower: str
     """What its sender can do where it may cost too much: a sentence."""
 
-    async def worst_case(self) -> int:
-        """Tokens that it may read and write at most. Raises `BadRequest` and `EngineFailed`."""
+    async def worst_case(self, *, exact: bool) -> int:
+        """Tokens that it may read and write at most. Not `exact`, the bound costs nothing and may be several
+        times as high. Raises `BadRequest` and `EngineFailed`."""
 
     @property
     def tokens_used(self) -> int:
@@ -69,13 +73,12 @@ class Limits:
         `Work.worst_case` raises; that is asked only where tokens are limited."""
         rates: list[Rate] = []
         slots: list[Slots] = []
-        tokens: int | None = None
-        for scope, name, limits in self._limits_of(identity):
+        limited = self._limits_of(identity)
+        tokens = await _worst_case(work, [limits.tokens_per_minute for *_, limits in limited])
+        for scope, name, limits in limited:
             if limits.requests_per_minute is not None:
                 rates.append(Rate(f"{name}:requests", scope, "requests", limits.requests_per_minute, 1))
             if limits.tokens_per_minute is not None:
-                if tokens is None:
-                    tokens = await work.worst_case()
                 rate = Rate(f"{name}:tokens", scope, "tokens", limits.tokens_per_minute, tokens)
                 if tokens > rate.limit:
                     self.telemetry.limited.labels("never_fits", scope).inc()
@@ -147,6 +150,16 @@ class Entry:
             self.limits.settle(self.grant, self.work.tokens_used)
             self.limits.telemetry.admitted.dec()
             self.grant = None
+
+
+async def _worst_case(work: Work, limits: list[int | None]) -> int:
+    """What is charged; 0 where no tokens are limited. Prompts are counted only where a rough bound would take
+    more of a limit than is nothing to it."""
+    given = [limit for limit in limits if limit is not None]
+    if not given:
+        return 0
+    bound = await work.worst_case(exact=False)
+    return bound if bound <= min(given) / SMALL else await work.worst_case(exact=True)
 
 
 def check_limits(settings: Settings) -> None:

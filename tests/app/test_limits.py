@@ -234,7 +234,7 @@ async def test_where_tokens_are_not_limited_nothing_is_counted_for_it(
 ) -> None:
     """A single user on loopback: no counting of prompts, no header."""
 
-    async def never(_: object) -> int:
+    async def never(_: object, *, exact: bool) -> int:
         raise AssertionError("nobody needs it")
 
     monkeypatch.setattr("app.improve.cost.worst_case", never)
