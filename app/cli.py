@@ -128,6 +128,13 @@ def serve(
         bool | None,
         typer.Option("--store/--no-store", help="Keep runs whose request does not say  [default: store]"),
     ] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="Requests answered at a time; more wait  [default: 1000]")
+    ] = None,
+    limits_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Redis in which several servers count limits  [default: none]"),
+    ] = None,
     tool_call_parser: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="vLLM's parser of tool calls, as hermes  [default: no tools]"),

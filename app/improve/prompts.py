@@ -29,8 +29,8 @@ class Prompts:
         return self._prepared[1]
 
     async def tokens(self, turn: Turn, *, exact: bool) -> int:
-        """The length of a turn's prompt; an upper bound, which costs nothing, unless it has to be `exact`, and
-        where its engine cannot tokenize."""
+        """The length of a turn's prompt; unless it has to be `exact`, or where its engine cannot tokenize, an
+        upper bound, which costs nothing."""
         engine = self.models.engine(turn.model)
         known = self._prepared[1].tokens if self._prepared and self._prepared[0] == turn else None
         if known is None and exact:

@@ -61,8 +61,14 @@ def disconnects(runs: Path, output: Path) -> Result:
         return asyncio.run(disconnects.measure(Path(directory)))
 
 
+def limits(runs: Path, output: Path) -> Result:
+    from tests.load import limits
+
+    return limits.measure(output)
+
+
 MEASUREMENTS: dict[str, Measurement] = {
-    one.__name__: one for one in (gateway, race, throughput, quality, prefix, disconnects)
+    one.__name__: one for one in (gateway, race, throughput, quality, prefix, disconnects, limits)
 }
 
 
