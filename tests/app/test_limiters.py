@@ -89,6 +89,17 @@ async def test_a_refund_after_its_minute_gives_nothing(limiter: Limiter) -> None
     assert (await granted(limiter, ask(tokens=100, amount=1))).levels[0].used == 31
 
 
+async def test_the_window_slides(limiter: Limiter) -> None:
+    """What is older than a window makes room, what is younger stays."""
+    asked = ask(requests=2)
+    await granted(limiter, asked)
+    await asyncio.sleep(0.6 * WINDOW_S)
+    await granted(limiter, asked)
+    await asyncio.sleep(0.5 * WINDOW_S)
+    assert (await granted(limiter, asked)).levels[0].used == 2
+    await refused(limiter, asked)
+
+
 async def test_all_of_an_ask_is_taken_or_nothing(limiter: Limiter) -> None:
     both = ask(requests=10, tokens=100, slots=2, amount=60)
     held = await granted(limiter, both)
@@ -192,4 +203,15 @@ async def test_a_lease_that_has_expired_is_not_refunded_twice(redis: str) -> Non
     limiter.settle(grant, 0)
     await settled(limiter)
     assert (await granted(limiter, asked)).levels[0].used == 70
+    await limiter.close()
+
+
+async def test_a_redis_that_has_forgotten_owes_nothing(redis: str) -> None:
+    """A charge that is not there any more is not refunded: that would be room for others."""
+    limiter = SharedLimiter(redis)
+    grant = await granted(limiter, ask(tokens=100, amount=60))
+    await limiter.line.redis.flushall()
+    limiter.settle(grant, 0)
+    await settled(limiter)
+    assert (await granted(limiter, ask(tokens=100, amount=30))).levels[0].used == 30
     await limiter.close()

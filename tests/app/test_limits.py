@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app.engines.base import Sampling
 from app.errors import EngineFailed
+from app.improve.answer import Answers
 from app.improve.options import Models
 from app.limits.answers import duration
 from app.main import create_app
@@ -227,6 +229,23 @@ async def test_requests_wait_for_a_slot_and_are_refused_after_their_deadline() -
         assert value(text, "pit_admission_wait_seconds_count") == 3
         overhead = value(text, "pit_overhead_seconds_sum", route="/v1/chat/completions")
         assert overhead < 0.4, "to wait for a slot is no work of ours"
+
+
+async def test_a_slot_goes_to_the_next_at_once(serve: Serve) -> None:
+    client = await serve(max_concurrency=1)
+    client.app.state.limits.queue.poll_s = 60
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*[client.post("/v1/improve", json=IMPROVE) for _ in range(5)])
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_completion_that_has_not_begun_has_used_nothing() -> None:
+    """A prompt is counted with its first token's generation, not before: a client may leave in between."""
+    engine = FakeEngine()
+    answers = Answers(engine, [await engine.prepare([{"role": "user", "content": "Hello ."}])], Sampling(9))
+    assert answers.tokens_used == 0
+    answers.deltas()
+    assert answers.tokens_used == 5
 
 
 async def test_where_tokens_are_not_limited_nothing_is_counted_for_it(
