@@ -83,7 +83,9 @@ def duration(seconds: float) -> str:
 
 
 def _after(error: E, seconds: float) -> E:
-    error.retry_after = min(LONGEST_RETRY_S, max(1, math.ceil(seconds)))
+    """`seconds` 0: nothing is known, and the kind of error says how long."""
+    if seconds:
+        error.retry_after = min(LONGEST_RETRY_S, math.ceil(seconds))
     return error
 
 

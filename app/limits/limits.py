@@ -4,6 +4,8 @@ import importlib.util
 from types import TracebackType
 from typing import Protocol
 
+from pydantic import SecretStr
+
 from app.limits.answers import never_fits, rate_headers, rate_limited
 from app.limits.asks import Ask, Grant, Limiter, Rate, Refusal, Scope, Slots
 from app.limits.local import LocalLimiter
@@ -150,6 +152,20 @@ class Entry:
             self.limits.settle(self.grant, self.work.tokens_used)
             self.limits.telemetry.admitted.dec()
             self.grant = None
+
+
+def redis_problem(url: SecretStr) -> str | None:
+    """Why Redis cannot be used, None where it answers. Waits for a second."""
+    from redis import Redis
+
+    from app.limits.line import UNREACHABLE, redis_url
+
+    try:
+        with Redis.from_url(redis_url(url.get_secret_value()), socket_timeout=1) as client:
+            client.ping()
+    except (*UNREACHABLE, ValueError) as error:
+        return type(error).__name__
+    return None
 
 
 async def _worst_case(work: Work, limits: list[int | None]) -> int:

@@ -26,6 +26,11 @@ answer at one of them, and does not take its own lateness for Redis'."""
 UNREACHABLE = (RedisError, OSError, TimeoutError)
 
 
+def redis_url(url: str) -> str:
+    """Valkey is asked as Redis is."""
+    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+
+
 class Script:
     """A Lua script beside this file."""
 
@@ -50,7 +55,7 @@ class Line:
     def __init__(self, url: str) -> None:
         """Raises `ValueError` for a URL that is none of Redis."""
         self.redis = Redis.from_url(
-            url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+            redis_url(url),
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=SOCKET_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),

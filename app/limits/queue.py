@@ -162,7 +162,7 @@ class AdmissionQueue:
             self._lanes[waiter.ask.lane] = lane
 
     def _expected_s(self) -> float:
-        """When a place comes, by how fast the last ones came."""
+        """When a place comes, by how fast the last ones came; 0: none came yet."""
         return self.waiting * self._pace_s
 
     def _count_refused(self, reason: str, scope: str) -> None:

@@ -231,6 +231,24 @@ async def test_requests_wait_for_a_slot_and_are_refused_after_their_deadline() -
         assert overhead < 0.4, "to wait for a slot is no work of ours"
 
 
+async def test_openais_client_reads_the_refusals(serve: Serve) -> None:
+    """Its own exceptions, with our message and code; it would wait as long as Retry-After says."""
+    from openai import AsyncOpenAI, BadRequestError, RateLimitError
+
+    http = await serve(requests_per_minute=1, tokens_per_minute=500)
+    client = AsyncOpenAI(base_url="http://server/v1", api_key="none", http_client=http, max_retries=0)
+    chat: dict[str, Any] = {"model": "policy", "messages": MESSAGES}
+    raw = await client.chat.completions.with_raw_response.create(**chat, max_tokens=20)
+    assert raw.headers["x-ratelimit-remaining-requests"] == "0"
+    with pytest.raises(RateLimitError) as limited:
+        await client.chat.completions.create(**chat, max_tokens=20)
+    assert limited.value.code == "rate_limit_exceeded" and limited.value.status_code == 429
+    assert int(limited.value.response.headers["retry-after"]) > 50
+    with pytest.raises(BadRequestError) as never:
+        await client.chat.completions.create(**chat, max_tokens=200, n=5)
+    assert never.value.code == "over_token_limit"
+
+
 async def test_a_slot_goes_to_the_next_at_once(serve: Serve) -> None:
     client = await serve(max_concurrency=1)
     client.app.state.limits.queue.poll_s = 60

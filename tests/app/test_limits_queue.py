@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.errors import Overloaded, RateLimited
 from app.limits.asks import Ask, Grant, Rate, Refusal, Slots
@@ -50,6 +52,18 @@ async def test_first_come_first_served(limiter: type[LocalLimiter]) -> None:
     order: list[str] = []
     await entered(queue(limiter()), "a" * 20, order)
     assert order == [f"a{n}" for n in range(20)]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=25), st.integers(1, 4), st.integers(1, 2), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_in_every_lane_first_come_first_served(lanes: list[str], slots: int, own: int, slow: bool) -> None:
+    """Whatever lanes requests come in, and however many slots there are: all are served, a lane in order."""
+    order: list[str] = []
+    asyncio.run(entered(queue(Slow() if slow else LocalLimiter()), lanes, order, slots=slots, own=own))
+    assert sorted(order) == sorted(f"{lane}{number}" for number, lane in enumerate(lanes))
+    for lane in "abc":
+        numbers = [int(name[1:]) for name in order if name[0] == lane]
+        assert numbers == sorted(numbers)
 
 
 @pytest.mark.parametrize("limiter", [LocalLimiter, Slow])

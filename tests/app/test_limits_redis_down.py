@@ -120,6 +120,15 @@ async def test_a_redis_that_was_never_there(serve: Serve) -> None:
     await degraded(client, True)
 
 
+def test_the_doctor_asks_redis(mortal: RedisServer) -> None:
+    _, findings = load(None, {"limits_url": mortal.url, "port": 0})
+    assert any(str(finding).count("their Redis answers") for finding in findings)
+    mortal.stop()
+    _, findings = load(None, {"limits_url": "redis://:secret@127.0.0.1:9", "port": 0})
+    (said,) = [str(finding) for finding in findings if "their Redis" in str(finding)]
+    assert "cannot be used (ConnectionError)" in said and "secret" not in said
+
+
 def test_a_start_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     _, findings = load(None, {"limits_url": "redis://localhost"})

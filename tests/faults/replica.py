@@ -16,6 +16,7 @@ import uvicorn
 from app.limits.limits import Entry, Limits, Work
 from app.main import create_app
 from app.security import Identity, KeyLimits, caller
+from app.server import KEEP_ALIVE_S
 from app.settings import Settings
 from tests.app.fakes import FakeEngine, factory_of, fake_models
 from tests.app.identified import identify
@@ -52,7 +53,7 @@ def main(port: int, log: Path) -> None:
         return Noted(limits, work, identity or caller(), file)
 
     limits.entry = entry  # type: ignore[method-assign]
-    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S)
 
 
 if __name__ == "__main__":
