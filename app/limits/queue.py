@@ -40,7 +40,8 @@ class AdmissionQueue:
         self._full = False
         """Those that wait need a slot that everybody needs: who comes now waits behind them."""
         self._freed = asyncio.Event()
-        self._last_freed, self._pace_s = 0.0, 0.0
+        self._last_freed: float | None = None
+        self._pace_s = 0.0
         self._pump: asyncio.Task[None] | None = None
 
     async def admit(self, ask: Ask) -> Grant | Refusal:
@@ -54,17 +55,20 @@ class AdmissionQueue:
         reply = await self.limiter.admit(ask)
         if isinstance(reply, Grant) or not isinstance(reply.by, Slots):
             return reply
+        self._full = self._full or reply.by.scope == "total"
         return await self._wait(_Waiter(ask, reply.by))
 
     def freed(self) -> None:
         """A slot of this server's was given back."""
+        if not self.waiting:
+            self._last_freed = None
+            return
         now = time.monotonic()
-        if self._last_freed:
-            # The mean time between two, over the last ten or so.
-            self._pace_s += 0.1 * (min(60.0, now - self._last_freed) - self._pace_s)
+        if self._last_freed is not None:
+            # The mean time between two, over the last ten or so, while somebody waits.
+            self._pace_s += 0.1 * (now - self._last_freed - self._pace_s)
         self._last_freed = now
-        if self.waiting:
-            self._freed.set()
+        self._freed.set()
 
     async def close(self) -> None:
         if self._pump:
