@@ -13,6 +13,7 @@ from typing import TextIO
 
 import uvicorn
 
+from app.limits.asks import Ask, Grant, Refusal
 from app.limits.limits import Entry, Limits, Work
 from app.main import create_app
 from app.security import Identity, KeyLimits, caller
@@ -21,10 +22,13 @@ from app.settings import Settings
 from tests.app.fakes import FakeEngine, factory_of, fake_models
 from tests.app.identified import identify
 
+TRIED: dict[str, float] = {}
+"""When the admission of a lease was sent."""
+
 
 class Noted(Entry):
-    """Writes a line for each request that was let in: whose, from when to when, its tokens. Times are of the
-    machine's monotonic clock, which all processes share."""
+    """Writes a line for each request that was let in: whose, its tokens, and three times of the machine's
+    monotonic clock, which all processes share: admitted between the first two, out at the third."""
 
     def __init__(self, limits: Limits, work: Work, identity: Identity, log: TextIO) -> None:
         super().__init__(limits, work, identity)
@@ -32,12 +36,14 @@ class Noted(Entry):
 
     async def __aenter__(self) -> None:
         await super().__aenter__()
-        self.since = time.monotonic()
+        self.admitted = time.monotonic()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        line = [self.identity.owner, self.since, time.monotonic(), self.work.tokens_used]
+        assert self.grant
+        tried = TRIED.pop(self.grant.lease)
+        line = [self.identity.owner, self.work.tokens_used, tried, self.admitted, time.monotonic()]
         print(json.dumps(line), file=self.log, flush=True)
         await super().__aexit__(kind, error, trace)
 
@@ -52,6 +58,16 @@ def main(port: int, log: Path) -> None:
     def entry(work: Work, identity: Identity | None = None) -> Entry:
         return Noted(limits, work, identity or caller(), file)
 
+    admit = limits.limiter.admit
+
+    async def noted(ask: Ask) -> Grant | Refusal:
+        tried = time.monotonic()
+        reply = await admit(ask)
+        if isinstance(reply, Grant):
+            TRIED[reply.lease] = tried
+        return reply
+
+    limits.limiter.admit = noted  # type: ignore[method-assign]
     limits.entry = entry  # type: ignore[method-assign]
     uvicorn.run(app, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S)
 
