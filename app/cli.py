@@ -123,6 +123,13 @@ def serve(
         str | None,
         typer.Option(help="Ask for API keys: auto, always or insecure-never (pit keys)  [default: auto]"),
     ] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="Requests answered at a time; more wait  [default: 1000]")
+    ] = None,
+    limits_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Redis in which several servers count limits  [default: none]"),
+    ] = None,
     tool_call_parser: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="vLLM's parser of tool calls, as hermes  [default: no tools]"),

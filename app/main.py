@@ -16,6 +16,7 @@ from app.access import document
 from app.api import chat, completions, health, improve, models, runs
 from app.errors import AppError, BadRequest, from_status, printable
 from app.keys import KeyRing
+from app.limits.limits import Limits
 from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
@@ -28,10 +29,10 @@ from app.tracing import OpenTelemetryTracer
 def create_app(settings: Settings, factory: ModelFactory = start_models) -> FastAPI:
     """The ASGI application. `factory` starts the models; the server answers /health while it does.
 
-    Raises `StoreError` for a database that cannot be used, `SettingsError` for API keys that cannot.
+    Raises `StoreError` for a database that cannot be used, `SettingsError` for API keys or limits.
     """
     telemetry = Telemetry()
-    kept = Runs(settings, telemetry)
+    kept, limits = Runs(settings, telemetry), Limits(settings, telemetry)
     keys = KeyRing(settings, kept.store.database if kept.store else None, telemetry)
     measured = _observing(factory, telemetry)
 
@@ -50,9 +51,11 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
+        limits.start()
         yield
         await keys.stop()
         await kept.stop()
+        await limits.stop()
         await runtime.stop()
         if isinstance(telemetry.tracer, OpenTelemetryTracer):
             await asyncio.to_thread(telemetry.tracer.close)
@@ -65,7 +68,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
-    app.state.runs, app.state.keys = kept, keys
+    app.state.runs, app.state.keys, app.state.limits = kept, keys, limits
     app.add_middleware(RequestContext, telemetry=telemetry, keys=keys, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -137,6 +137,7 @@ class _Answer:
             added = [
                 (b"x-request-id", state.request_id.encode()),
                 (b"x-pit-overhead-ms", b"%.2f" % (1000 * state.overhead_s)),
+                *state.headers,
             ]
             message["headers"] = [*message.get("headers", ()), *added]
             self._streams = EVENT_STREAM in message["headers"]

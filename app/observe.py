@@ -53,12 +53,12 @@ class Tracer(Protocol):
 
 
 class RequestState:
-    """One request. `overhead_s` is its time so far without the time in which it awaited an engine, the scorer
-    or its client: what this server's own code took, and its waiting for other requests' code."""
+    """One request. `overhead_s` is its time so far without the time in which it awaited a slot, an engine,
+    the scorer or its client: what this server's own code took, and its waiting for other requests' code."""
 
     __slots__ = (
-        "_paused_s", "_pauses", "_since", "completion_tokens", "error", "identity", "phase", "prompt_tokens",
-        "request_id", "run_id", "span", "started", "stop_reason", "trace",
+        "_paused_s", "_pauses", "_since", "completion_tokens", "error", "headers", "identity", "phase",
+        "prompt_tokens", "request_id", "run_id", "span", "started", "stop_reason", "trace",
     )  # fmt: skip
 
     def __init__(self, request_id: str = "", trace: dict[str, str] | None = None) -> None:
@@ -71,6 +71,8 @@ class RequestState:
         """What is generated now: chat, completion, draft or improve."""
         self.identity: Identity | None = None
         """Who sent it; None where that is not known yet, or nobody asks."""
+        self.headers: list[tuple[bytes, bytes]] = []
+        """What its answer says beside what it says by itself."""
         self.run_id: str | None = None
         self.stop_reason: str | None = None
         self.error: str | None = None

@@ -325,5 +325,5 @@ class ErrorOut(ResponseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorOut} for status in (400, 404, 405, 413, 500, 503, 504)
+    status: {"model": ErrorOut} for status in (400, 404, 405, 413, 429, 500, 503, 504)
 }

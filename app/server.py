@@ -11,6 +11,7 @@ import uvicorn
 from rich.console import Console
 
 from app.keys import guard
+from app.limits.limits import check_limits
 from app.logs import quiet_loop_errors
 from app.main import create_app
 from app.runtime import Runtime
@@ -30,6 +31,7 @@ def serve(settings: Settings, console: Console) -> int:
     """Serve until a signal; return the exit status. Raises `CheckpointError` and `SettingsError` before
     anything runs."""
     check_tracing(settings)
+    check_limits(settings)
     checkpoints = read_checkpoints(settings)
     listener = _bind(settings.host, settings.port)
     try:

@@ -36,6 +36,14 @@ Upstreams = Annotated[
 ]
 
 
+def _limits_url(url: SecretStr) -> SecretStr:
+    """The value may hold a password: no error shows it."""
+    scheme, _, rest = url.get_secret_value().partition("://")
+    if scheme not in ("redis", "rediss", "valkey", "valkeys", "unix") or not rest:
+        raise ValueError("is no address of a Redis; write redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]")
+    return url
+
+
 def default_database() -> str:
     """An SQLite file in the user's state directory."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
@@ -180,6 +188,28 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(default=None, description="file of such keys, read at the start")
     keys_outage_s: float = Field(
         default=300.0, ge=5, description="how long known keys are good while the database does not answer"
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="requests that generate or score, of all senders together"
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="tokens read and written for all senders together"
+    )
+    max_concurrency: int | None = Field(
+        default=1000, ge=1, description="requests answered at a time; those beyond it wait"
+    )
+    max_queue: int = Field(default=1000, ge=0, description="requests that may wait for a slot")
+    queue_timeout_s: float = Field(default=30.0, gt=0, description="how long a request waits for a slot")
+    key_requests_per_minute: int | None = Field(
+        default=None, ge=1, description="the same of each key that has no limit of its own"
+    )
+    key_tokens_per_minute: int | None = Field(default=None, ge=1)
+    key_concurrency: int | None = Field(default=None, ge=1)
+    limits_url: Annotated[SecretStr, AfterValidator(_limits_url)] | None = Field(
+        default=None, description="Redis or Valkey that several servers count in: redis://HOST:PORT"
+    )
+    limits_lease_s: float = Field(
+        default=30.0, ge=1, description="slots of a server that died come back after so long, in seconds"
     )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")

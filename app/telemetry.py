@@ -84,6 +84,7 @@ class Telemetry:
         self._define_requests()
         self._define_runs()
         self._define_models()
+        self._define_limits()
         ProcessCollector(registry=self.registry)
         self.registry.register(_EventLoopTime())
 
@@ -146,6 +147,20 @@ class Telemetry:
         )
         self.store_seconds = self._histogram(
             "pit_store_write_seconds", "Time of one batch of writes", [], (0.001, 0.003, *SECONDS[:6])
+        )
+
+    def _define_limits(self) -> None:
+        self.admitted = self._gauge("pit_admitted_requests", "Requests that hold a slot")
+        self.admission_queue = self._gauge("pit_admission_queue_depth", "Requests that wait for a slot")
+        self.admission_wait = self._histogram(
+            "pit_admission_wait_seconds", "Time of requests that had to wait for a slot", [], SHORT_SECONDS
+        )
+        self.limited = self._counter("pit_limited", "Requests that a limit refused", ["reason", "scope"])
+        self.limit_tokens = self._counter(
+            "pit_limit_tokens", "Tokens charged to requests, and refunded to them", ["kind"]
+        )
+        self.limits_degraded = self._gauge(
+            "pit_limits_degraded", "1 while the limits' Redis cannot be used and each server counts alone"
         )
 
     def _define_models(self) -> None:

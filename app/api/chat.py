@@ -21,6 +21,7 @@ from app.api.openai import (
 from app.api.render import dumps
 from app.api.streaming import EventStream, unless_disconnected
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
+from app.engines.chat import most_tokens
 from app.errors import BadRequest
 from app.improve.answer import Answers
 from app.improve.events import Result, TokenCount
@@ -52,14 +53,18 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
         chat = await PitChat.start(body, runtime.models, telemetry)
     else:
         chat = await PolicyChat.start(body, runtime.models, telemetry)
+    entry = request.app.state.limits.entry(chat)
     if body.stream:
-        return EventStream(chat.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
-    return await unless_disconnected(request, chat.answer(), telemetry)
+        ping_s = runtime.settings.ping_interval_s
+        return EventStream(chat.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
+    return await unless_disconnected(request, chat.answer, telemetry, entry)
 
 
 class PolicyChat:
     """One request to the policy. `start` refuses what cannot be served; then call `answer` or `stream`
     once."""
+
+    lower = "Lower max_tokens or n, or shorten messages."
 
     @classmethod
     async def start(cls, body: ChatCompletionRequest, models: Models, telemetry: Telemetry) -> "PolicyChat":
@@ -75,6 +80,20 @@ class PolicyChat:
         self.envelope = Envelope(
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
         )
+
+    async def worst_case(self, *, exact: bool) -> int:
+        """Tokens that it may read and write at most. Raises `BadRequest` and `EngineFailed`."""
+        messages, tools = self.body.conversation(), self.body.chosen_tools()
+        tokens = self.answers.prompts[0].tokens
+        if tokens is None and exact:
+            tokens = (await self.answers.engine.prepare(messages, tools=tools)).tokens
+        if tokens is None:
+            tokens = most_tokens(messages) + (len(dumps(tools.functions)) if tools else 0)
+        return self.answers.worst_case([tokens])
+
+    @property
+    def tokens_used(self) -> int:
+        return self.answers.tokens_used
 
     async def answer(self) -> Response:
         """The whole answer."""
@@ -137,9 +156,17 @@ class PitChat:
 
     def __init__(self, body: ChatCompletionRequest, run: ImprovementRun, telemetry: Telemetry) -> None:
         self.body, self.run, self.telemetry = body, run, telemetry
+        self.lower = run.lower
         self.envelope = Envelope(
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
         )
+
+    async def worst_case(self, *, exact: bool) -> int:
+        return await self.run.worst_case(exact=exact)
+
+    @property
+    def tokens_used(self) -> int:
+        return self.run.tokens_used
 
     async def answer(self) -> Response:
         """The whole answer."""

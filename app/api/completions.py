@@ -39,13 +39,17 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
     if state := current.get():
         state.phase = "completion"
     completion = await Completion.start(body, runtime.models, telemetry)
+    entry = request.app.state.limits.entry(completion)
     if body.stream:
-        return EventStream(completion.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
-    return await unless_disconnected(request, completion.answer(), telemetry)
+        ping_s = runtime.settings.ping_interval_s
+        return EventStream(completion.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
+    return await unless_disconnected(request, completion.answer, telemetry, entry)
 
 
 class Completion:
     """One request. `start` refuses what cannot be served; then call `answer` or `stream` once."""
+
+    lower = "Lower max_tokens or n, or send fewer or shorter prompts."
 
     @classmethod
     async def start(cls, body: CompletionRequest, models: Models, telemetry: Telemetry) -> "Completion":
@@ -65,6 +69,14 @@ class Completion:
         self.body, self.answers, self.telemetry = body, answers, telemetry
         self.envelope = Envelope("cmpl", "text_completion", body.model)
         self._offsets = [0] * len(answers.counts)
+
+    async def worst_case(self, *, exact: bool) -> int:
+        """Tokens that it may read and write at most: its prompts are counted in any case."""
+        return self.answers.worst_case([prompt.tokens or 0 for prompt in self.answers.prompts])
+
+    @property
+    def tokens_used(self) -> int:
+        return self.answers.tokens_used
 
     async def answer(self) -> Response:
         """The whole answer."""

@@ -23,14 +23,16 @@ async def live() -> dict[str, str]:
 async def ready(request: Request) -> Any:
     """200 when every engine is up and gave its golden samples again; 503 with the reasons until then.
 
-    `degraded` names what does not work while requests are still answered: a gap reward that is down."""
+    `degraded` names what does not work while requests are still answered: a gap reward that is down,
+    limits whose Redis is."""
     runtime: Runtime = request.app.state.runtime
     if reasons := await _not_ready_because(request):
         message = f"Not ready: {'; '.join(reasons)}."
         error = {"message": message, "type": "overloaded_error", "param": None, "code": "not_ready"}
         body = {"status": "unavailable", "reasons": reasons, "error": error}
         return JSONResponse(body, status_code=503, headers={"retry-after": "5"})
-    return {"status": "ok", "reasons": [], "degraded": await runtime.degraded_because()}
+    degraded = [*await runtime.degraded_because(), *request.app.state.limits.degraded_because()]
+    return {"status": "ok", "reasons": [], "degraded": degraded}
 
 
 async def _not_ready_because(request: Request) -> list[str]:

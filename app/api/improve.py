@@ -5,13 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.scoring import Scoring
 from app.api.streaming import EventStream, unless_disconnected
-from app.engines.base import Message
-from app.errors import ContextTooLong, ScoringUnavailable
 from app.improve.events import Result, RunCompleted, RunFailed
-from app.improve.gate import Gate
 from app.improve.loop import ImprovementRun
-from app.improve.options import Models
 from app.runs import Runs
 from app.runtime import Runtime
 from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
@@ -38,13 +35,15 @@ async def improve(body: ImproveRequest, request: Request) -> Any:
     telemetry: Telemetry = request.app.state.telemetry
     runs: Runs = request.app.state.runs
     run = runs.take(await ImprovementRun.start(runtime.models, body.options()), body)
+    entry = request.app.state.limits.entry(run.run)
     if body.stream:
-        return EventStream(run.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
+        ping_s = runtime.settings.ping_interval_s
+        return EventStream(run.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
 
     async def answer() -> Response:
         return Response(await run.answer(), media_type="application/json")
 
-    return await unless_disconnected(request, answer(), telemetry)
+    return await unless_disconnected(request, answer, telemetry, entry)
 
 
 @router.post("/v1/score", response_model=Score | ScoreList, responses=ERRORS)
@@ -52,24 +51,6 @@ async def score(body: ScoreRequest, request: Request) -> Any:
     """The calibrated probability that one response beats another; a list of candidates gives a list."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
-    return await unless_disconnected(request, _score(runtime.models, body), telemetry)
-
-
-async def _score(models: Models, body: ScoreRequest) -> Score | ScoreList:
-    if models.scorer is None:
-        raise ScoringUnavailable("This server has no gap reward. Start it with --gap-reward.")
-    messages = tuple(Message(role=m.role, content=m.text()) for m in body.messages)
-    candidates = [body.candidate] if isinstance(body.candidate, str) else body.candidate
-    verdicts, _ = await Gate(models.scorer, models.calibration, messages).judge(candidates, body.baseline)
-    scores = []
-    for number, verdict in enumerate(verdicts, 1):
-        if verdict is None:
-            which = "the candidate" if isinstance(body.candidate, str) else f"candidate {number}"
-            raise ContextTooLong(
-                f"The conversation with both responses does not fit the gap reward's context of"
-                f" {models.scorer.context_length} tokens. Shorten {which}.",
-                param="candidate",
-            )
-        name = models.scorer.model_id
-        scores.append(Score(gap=verdict.gap, win_probability=verdict.win_probability, model=name))
-    return scores[0] if isinstance(body.candidate, str) else ScoreList(data=scores)
+    scoring = Scoring(runtime.models, body)
+    entry = request.app.state.limits.entry(scoring)
+    return await unless_disconnected(request, scoring.answer, telemetry, entry)

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from app.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Entry = AbstractAsyncContextManager[None]
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -26,11 +27,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def unless_disconnected(
-    request: Request, work: Coroutine[Any, Any, T], telemetry: Telemetry
+    request: Request, work: Callable[[], Coroutine[Any, Any, T]], telemetry: Telemetry, entry: Entry
 ) -> T | Response:
-    """The result of `work`, or an empty response (which nobody reads) when the client went away and work
-    was cancelled."""
-    task = asyncio.create_task(work)
+    """The result of `work` within `entry`, or an empty response (which nobody reads) when the client went
+    away and work was cancelled."""
+
+    async def admitted() -> T:
+        async with entry:
+            return await work()
+
+    task = asyncio.create_task(admitted())
     watcher = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
@@ -49,20 +55,29 @@ class EventStream(Response):
     client goes.
 
     The status goes out with the first chunk or comment. An error before that is raised, and so has a status
-    of its own; one after it is an event, and [DONE].
+    of its own; one after it is an event, and [DONE]. All of it is within `entry`; until that lets it in,
+    there is no comment either.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], *, ping_s: float, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        ping_s: float,
+        telemetry: Telemetry,
+        entry: Entry | None = None,
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self.chunks, self.ping_s, self.telemetry = chunks, ping_s, telemetry
+        self.entry = entry or nullcontext()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         last, begun = time.monotonic(), False
-        sending = asyncio.Lock()
+        sending, admitted = asyncio.Lock(), asyncio.Event()
 
         async def write(chunk: bytes, more: bool = True) -> None:
             nonlocal last, begun
@@ -74,11 +89,15 @@ class EventStream(Response):
                 last = time.monotonic()
 
         async def pump() -> None:
-            async with aclosing(self.chunks) as chunks:
+            nonlocal last
+            async with self.entry, aclosing(self.chunks) as chunks:
+                last = time.monotonic()
+                admitted.set()
                 async for chunk in chunks:
                     await write(chunk)
 
         async def ping() -> None:
+            await admitted.wait()
             while True:
                 await asyncio.sleep(max(0.01, last + self.ping_s - time.monotonic()))
                 if time.monotonic() - last >= self.ping_s:

@@ -10,6 +10,7 @@ from typing import Any
 from app.doctor.report import Finding, fail, ok, warn
 from app.doctor.roles import engines
 from app.keys import guard
+from app.limits.limits import check_limits, redis_problem
 from app.settings import Settings, SettingsError, load_settings, nearest_setting
 from app.tracing import check_tracing
 
@@ -27,13 +28,29 @@ def load(config: Path | None, given: dict[str, Any]) -> tuple[Settings | None, l
     try:
         settings = load_settings(config, **given)
         check_tracing(settings)
+        check_limits(settings)
     except SettingsError as error:
         advice = "mend the option, the variable or the file that sets it; pit serve --help lists them"
         return None, [fail("settings", str(error), advice), *_environment()]
     source = f", {config} read" if config else ""
     return settings, [
-        ok("settings", f"valid{source}"), *_address(settings), *_environment(), *_cpu_environment(settings)
+        ok("settings", f"valid{source}"), *_address(settings), *_limits(settings), *_environment(),
+        *_cpu_environment(settings),
     ]  # fmt: skip
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    """Whether the limits' Redis answers. Its address may hold a password, and is not shown."""
+    if settings.limits_url is None:
+        return
+    if problem := redis_problem(settings.limits_url):
+        yield warn(
+            "limits",
+            f"their Redis cannot be used ({problem}): each server would count alone",
+            "start it, or mend limits_url",
+        )
+    else:
+        yield ok("limits", "their Redis answers")
 
 
 def _address(settings: Settings) -> Iterator[Finding]:

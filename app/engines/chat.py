@@ -8,6 +8,20 @@ from typing import Any
 from app.engines.base import Comparison, Message
 from app.errors import BadRequest, CheckpointError
 
+MESSAGE_TOKENS = 16
+"""More than a chat template writes around a message."""
+
+
+def most_tokens(messages: Sequence[Message]) -> int:
+    """An upper bound of a conversation's length as a prompt: no token is shorter than a byte of UTF-8. Tool
+    calls count as their JSON."""
+    total = MESSAGE_TOKENS * (len(messages) + 1)
+    for message in messages:
+        total += len((message["content"] or "").encode("utf-8", "replace"))
+        if calls := message.get("tool_calls"):
+            total += len(json.dumps(calls))
+    return total
+
 
 class ChatEncoder:
     """The tokenizer of a checkpoint. Imports transformers when it is made."""

@@ -17,12 +17,11 @@ from app.engines.base import (
     ToolCallDelta,
     Tools,
 )
+from app.engines.chat import most_tokens
 from app.engines.upstream import NOT_THERE, UpstreamPool
 from app.errors import EngineFailed
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
-MESSAGE_TOKENS = 16
-"""More than a chat template writes around a message, for an upper bound of a conversation's length."""
 USUAL_RESPONSE = 512
 FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
 FAILED_FINISH = ("abort", "error")
@@ -63,7 +62,7 @@ class RemoteEngine:
     ) -> Prompt:
         """Costs no request without `count`, unless the conversation may be too long for the context."""
         body: dict[str, Any] = {"messages": list(messages)}
-        bound = bytes_of(messages) + MESSAGE_TOKENS * (len(messages) + 1)
+        bound = most_tokens(messages)
         if tools is not None:
             body["tools"], body["tool_choice"] = list(tools.functions), tools.choice
             if not tools.parallel:
@@ -145,16 +144,6 @@ async def can_tokenize(pool: UpstreamPool, model: str) -> bool:
             return False
         raise
     return isinstance(answer, dict) and isinstance(answer.get("tokens"), list)
-
-
-def bytes_of(messages: Sequence[Message]) -> int:
-    """UTF-8 bytes of a conversation: at least as many as its tokens. Tool calls count as their JSON."""
-    total = 0
-    for message in messages:
-        total += len((message["content"] or "").encode("utf-8", "replace"))
-        if calls := message.get("tool_calls"):
-            total += len(json.dumps(calls))
-    return total
 
 
 def beginning(messages: Sequence[Message]) -> bytes:

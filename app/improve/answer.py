@@ -31,6 +31,7 @@ class Answers:
         """`blame` is the request's field to shorten. Raises `ContextTooLong` when a prompt leaves no room for
         `max_tokens` (None: the checkpoint's default, as far as there is room)."""
         self.engine, self.prompts, self.n = engine, prompts, n
+        self.begun = False
         self._samplings = [
             replace(sampling, max_tokens=_room(engine, prompt, max_tokens, blame)) for prompt in prompts
         ]
@@ -47,9 +48,20 @@ class Answers:
                 total.cached_tokens += count.cached_tokens
         return total
 
+    def worst_case(self, prompt_tokens: Sequence[int]) -> int:
+        """Tokens that all choices may read and write at most, where the prompts have so many."""
+        written = self.n * sum(sampling.max_tokens for sampling in self._samplings)
+        return written + sum(min(self.engine.context_length, tokens) for tokens in prompt_tokens)
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens read and written so far."""
+        return self.usage.total if self.begun else 0
+
     def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """The pieces of all choices as they come, each with the number of its choice. Closing the generator
         aborts what is not finished."""
+        self.begun = True
         return merge([self._choice(number) for number in range(len(self.counts))])
 
     async def _choice(self, number: int) -> AsyncGenerator[tuple[int, Delta], None]:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 from app.errors import AppError, ContextTooLong, DeadlineExceeded, ScoringUnavailable
-from app.improve import turns
+from app.improve import cost, turns
 from app.improve.edits import hunks
 from app.improve.events import (
     Candidate,
@@ -56,6 +56,8 @@ from app.improve.turns import Turn
 class ImprovementRun:
     """One run. Make it with `start` (which refuses what cannot be served), then read `events()` once."""
 
+    lower = cost.ADVICE
+
     @classmethod
     async def start(cls, models: Models, options: Options) -> "ImprovementRun":
         """Raises what `Plan.make` raises: `BadRequest`, `ContextTooLong`, `ScoringUnavailable`."""
@@ -83,6 +85,15 @@ class ImprovementRun:
         self.deadline = Deadline()
         self._beside: tuple[list[Candidate], list[Begun[OutputDelta]]] = ([], [])
         """The first iteration's candidates, where they are begun beside the draft."""
+
+    async def worst_case(self, *, exact: bool) -> int:
+        """As `cost.worst_case`."""
+        return await cost.worst_case(self.plan, exact=exact)
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens read and written so far."""
+        return self.usage.total_tokens
 
     def cancel(self) -> None:
         """End the run: what is being generated is aborted, and the best response so far is the result, with

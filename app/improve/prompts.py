@@ -1,6 +1,7 @@
 """Prompts and sampling: token ids, the room they leave for a response, and how it is sampled."""
 
 from app.engines.base import Constraint, Engine, Prompt, Sampling
+from app.engines.chat import most_tokens
 from app.errors import ContextTooLong
 from app.improve.options import Models, Options, derive_seed
 from app.improve.turns import Phase, Turn
@@ -26,6 +27,15 @@ class Prompts:
             count = self.options.max_total_tokens is not None
             self._prepared = (turn, await self.models.engine(turn.model).prepare(turn.messages, count=count))
         return self._prepared[1]
+
+    async def tokens(self, turn: Turn, *, exact: bool) -> int:
+        """The length of a turn's prompt; unless it has to be `exact`, or where its engine cannot tokenize, an
+        upper bound, which costs nothing."""
+        engine = self.models.engine(turn.model)
+        known = self._prepared[1].tokens if self._prepared and self._prepared[0] == turn else None
+        if known is None and exact:
+            known = (await engine.prepare(turn.messages, count=True)).tokens
+        return min(engine.context_length, most_tokens(turn.messages) if known is None else known)
 
     def room(self, engine: Engine, prompt: Prompt) -> int | None:
         """`max_tokens` for a response to this prompt, or None when the response does not fit.

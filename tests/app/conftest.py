@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.store.database import Database, upgrade_database
 from tests.app import postgres
 from tests.app.fakes import factory_of, fake_models
+from tests.app.redis_server import RedisServer, redis_server
 
 Serve = Callable[..., Any]
 _numbers = count()
@@ -42,6 +43,26 @@ def postgres_cluster() -> Iterator[str]:
             yield url
     except RuntimeError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def redis_session() -> Iterator[RedisServer]:
+    """A Redis of the session's own."""
+    try:
+        with redis_server() as server:
+            yield server
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def redis(redis_session: RedisServer) -> str:
+    """The URL of a Redis, empty."""
+    from redis import Redis
+
+    with Redis.from_url(redis_session.url) as client:
+        client.flushall()
+    return redis_session.url
 
 
 async def new_postgres(cluster: str) -> str:

@@ -67,8 +67,15 @@ def disconnects(runs: Path, output: Path) -> Result:
         return asyncio.run(disconnects.measure(Path(directory)))
 
 
+def limits(runs: Path, output: Path) -> Result:
+    from tests.load import limits
+
+    return limits.measure(output)
+
+
 MEASUREMENTS: dict[str, Measurement] = {
-    one.__name__: one for one in (gateway, race, latency, throughput, quality, prefix, disconnects)
+    one.__name__: one
+    for one in (gateway, race, latency, limits, throughput, quality, prefix, disconnects)
 }
 
 
