@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from app import __version__
 from app.api import chat, completions, health, improve, models, runs
-from app.errors import AppError, BadRequest, from_status
+from app.api.validation import printable, refusal
+from app.errors import AppError, from_status
 from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
@@ -82,9 +83,6 @@ def _observing(factory: ModelFactory, telemetry: Telemetry) -> ModelFactory:
     return start
 
 
-TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
-
-
 async def _app_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, AppError)
     return error_response(error)
@@ -93,39 +91,11 @@ async def _app_error(_: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses by itself. Its own text is not shown; its headers (Allow) are."""
     assert isinstance(error, HTTPException)
-    response = error_response(from_status(error.status_code, _printable(request.url.path), request.method))
+    response = error_response(from_status(error.status_code, printable(request.url.path), request.method))
     response.headers.update(error.headers or {})
     return response
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
-    """The first thing that is wrong with the body, with the field's name and without its value."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    # A place begins with where it is: body, query or path.
-    kind, place = first["type"], [str(part) for part in first["loc"][1:]]
-    if kind != "extra_forbidden":
-        # Where a field takes several types, the place ends with the type that was tried.
-        place = [part for part in place if part not in TYPE_NAMES and "[" not in part]
-    if kind == "json_invalid":
-        return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
-    name = _printable(".".join(place)) or None
-    if kind == "extra_forbidden":
-        message = (
-            f"Unknown field {name!r}: it is not supported here. Remove it; /openapi.json lists the fields."
-        )
-        return error_response(BadRequest(message, param=name, code="unknown_field"))
-    if kind == "missing":
-        if name is None:
-            return error_response(BadRequest("The body is empty. Send a JSON object.", code="missing_field"))
-        return error_response(BadRequest(f"{name} is missing.", param=name, code="missing_field"))
-    if name is None:
-        message = "The body is not a JSON object. Send one with the header content-type: application/json."
-        return error_response(BadRequest(message, code="invalid_json"))
-    reason = first["msg"].removeprefix("Value error, ")
-    return error_response(BadRequest(f"{name}: {reason}.", param=name))
-
-
-def _printable(text: str) -> str:
-    """A client's text as it may appear in an error: short, and encodable."""
-    return text[:200].encode("utf-8", "backslashreplace").decode()
+    return error_response(refusal(error.errors()[0], place=1))

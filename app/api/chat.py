@@ -41,20 +41,26 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
     """One chat completion, unary or streamed."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
-    body.check()
-    model = find_model(runtime, body.model)
-    if body.pit is not None and model != "pit":
-        raise BadRequest(
-            f"The pit object holds the options of model pit; this request asks for {body.model}.", param="pit"
-        )
-    chat: PolicyChat | PitChat
-    if model == "pit":
-        chat = await PitChat.start(body, runtime.models, telemetry)
-    else:
-        chat = await PolicyChat.start(body, runtime.models, telemetry)
+    chat = await start_chat(body, runtime, telemetry)
     if body.stream:
         return EventStream(chat.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
     return await unless_disconnected(request, chat.answer(), telemetry)
+
+
+async def start_chat(
+    body: ChatCompletionRequest, runtime: Runtime, telemetry: Telemetry
+) -> "PolicyChat | PitChat":
+    """The request to the model that it names. Raises `BadRequest`, `NotFound`, `ContextTooLong`,
+    `ScoringUnavailable`."""
+    body.check()
+    model = find_model(runtime, body.model)
+    if model == "pit":
+        return await PitChat.start(body, runtime.models, telemetry)
+    if body.pit is not None:
+        raise BadRequest(
+            f"The pit object holds the options of model pit; this request asks for {body.model}.", param="pit"
+        )
+    return await PolicyChat.start(body, runtime.models, telemetry)
 
 
 class PolicyChat:

@@ -28,6 +28,16 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
     """Completions of one prompt or several, unary or streamed."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
+    completion = await start_completion(body, runtime, telemetry)
+    if body.stream:
+        return EventStream(completion.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
+    return await unless_disconnected(request, completion.answer(), telemetry)
+
+
+async def start_completion(
+    body: CompletionRequest, runtime: Runtime, telemetry: Telemetry
+) -> "Completion":
+    """The request to the policy. Raises `BadRequest`, `NotFound` and `ContextTooLong`."""
     body.check()
     if find_model(runtime, body.model) != "policy":
         raise BadRequest(
@@ -38,10 +48,7 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
         )
     if state := current.get():
         state.phase = "completion"
-    completion = await Completion.start(body, runtime.models, telemetry)
-    if body.stream:
-        return EventStream(completion.stream(), ping_s=runtime.settings.ping_interval_s, telemetry=telemetry)
-    return await unless_disconnected(request, completion.answer(), telemetry)
+    return await Completion.start(body, runtime.models, telemetry)
 
 
 class Completion:
