@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.api import chat, completions, health, improve, models, runs
+from app.api import batches, chat, completions, files, health, improve, models, runs
 from app.api.validation import printable, refusal
+from app.batch.service import UPLOAD_OVERHEAD, Batches
 from app.errors import AppError, from_status
 from app.middleware import RequestContext, error_response
 from app.observe import observed
@@ -39,14 +40,17 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         served = await measured(settings)
         if kept.store:
             kept.store.start()
+        batched.start()
         return served
 
     runtime = Runtime(settings, start)
+    batched = Batches(settings, kept.store, runtime, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
         yield
+        await batched.stop()
         await kept.stop()
         await runtime.stop()
         if isinstance(telemetry.tracer, OpenTelemetryTracer):
@@ -60,12 +64,17 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
-    app.state.runs = kept
-    app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
+    app.state.runs, app.state.batches = kept, batched
+    app.add_middleware(
+        RequestContext,
+        telemetry=telemetry,
+        max_body_bytes=settings.max_body_bytes,
+        uploads={"/v1/files": settings.max_file_bytes + UPLOAD_OVERHEAD},
+    )
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, runs, chat, completions, models, health):
+    for module in (improve, runs, chat, completions, files, batches, models, health):
         app.include_router(module.router)
     return app
 

@@ -105,10 +105,11 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._thread, errand)
 
     @asynccontextmanager
-    async def answering(self) -> AsyncGenerator[None, None]:
-        """Raises `Overloaded` where the database does not answer in the body."""
+    async def answering(self, *, long: bool = False) -> AsyncGenerator[None, None]:
+        """Raises `Overloaded` where the database does not answer in the body, which has `timeout_s` in all;
+        with `long` it may take longer, and each statement has its own."""
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(None if long else self.timeout_s):
                 yield
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.warning("the database of stored runs does not answer: %s", reason(error))
