@@ -75,12 +75,7 @@ def parse_request(raw: bytes, endpoint: str) -> RequestLine:
     if unknown := sorted(line.keys() - {"custom_id", "method", "url", "body"}):
         name = printable(unknown[0])
         raise BadLine("unknown_parameter", f"Unknown field {name!r}: remove it.", name)
-    custom_id = line["custom_id"]
-    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= LONGEST_CUSTOM_ID or "\0" in custom_id:
-        message = f"custom_id is no text of 1 to {LONGEST_CUSTOM_ID} characters."
-        raise BadLine("invalid_custom_id", message, "custom_id")
-    if not _encodable(custom_id):
-        raise BadLine("invalid_custom_id", "custom_id holds half of a surrogate pair.", "custom_id")
+    custom_id = printable_custom_id(line)
     if line["method"] != "POST":
         raise BadLine("invalid_method", "method must be POST.", "method")
     if line["url"] != endpoint:
@@ -92,18 +87,23 @@ def parse_request(raw: bytes, endpoint: str) -> RequestLine:
     return RequestLine(custom_id, json.dumps(line["body"], separators=(",", ":")))
 
 
-def _encodable(text: str) -> bool:
+def printable_custom_id(line: dict[str, Any]) -> str:
+    """The custom_id of a line, which a database and a file can hold. Raises `BadLine`."""
+    found = line.get("custom_id")
+    if not isinstance(found, str) or not 0 < len(found) <= LONGEST_CUSTOM_ID or "\0" in found:
+        message = f"custom_id is no text of 1 to {LONGEST_CUSTOM_ID} characters."
+        raise BadLine("invalid_custom_id", message, "custom_id")
     try:
-        text.encode()
+        found.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise BadLine("invalid_custom_id", "custom_id holds half of a surrogate pair.", "custom_id") from None
+    return found
 
 
 def result_line(custom_id: str, request_id: str, status: int, body: str) -> str:
     """The line of a request that was executed; `body` is JSON text."""
     head = dumps({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id})[:-1]
-    response = f'{{"status_code":{status},"request_id":"{request_id}","body":{body}}}'
+    response = f'{{"status_code":{status},"request_id":{dumps(request_id)},"body":{body}}}'
     return f'{head},"response":{response},"error":null}}'
 
 

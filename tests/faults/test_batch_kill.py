@@ -30,6 +30,8 @@ from tests.load.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 4
+FIRST_SEED = 5000
+"""From here on no two generations of a thousand items have one seed of 32 bits."""
 
 
 def body(number: int) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def body(number: int) -> dict[str, Any]:
     return {
         "messages": [{"role": "user", "content": "What is the price ?"}],
         "reference": None if number % 3 == 0 else "no",
-        "seed": number,
+        "seed": FIRST_SEED + number,
         "max_iterations": ITERATIONS,
         "patience": ITERATIONS,
     }
@@ -154,6 +156,7 @@ def recomputed(journal: Path, items: int) -> tuple[int, int, int]:
     """How often an item went from one process to another, how many iterations were generated twice for it,
     and the most that one such change cost. Nothing is generated twice by one process."""
     where = {seed: place for number in range(items) for seed, place in seeds(number)}
+    assert len(where) == items * (ITERATIONS + 1)
     steps: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for text in journal.read_text().splitlines():
         process, seed = text.split()
@@ -175,6 +178,6 @@ def recomputed(journal: Path, items: int) -> tuple[int, int, int]:
 def seeds(number: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """The seeds of an item's draft and iterations, and what each of them is."""
     for index in range(ITERATIONS + 1):
-        seed = derive_seed(number, index, 0, "response" if index else "draft")
+        seed = derive_seed(FIRST_SEED + number, index, 0, "response" if index else "draft")
         assert seed is not None
         yield seed, (number, index)
