@@ -154,9 +154,10 @@ async def test_all_bad_lines_are_named_up_to_a_hundred(serve: Serve, database: s
 
 async def test_a_batch_is_cancelled_with_what_is_done(serve: Serve, database: str) -> None:
     """At once, though items run; those that were not executed say so, each once."""
-    client = await serve(slow(), database=database, batch_concurrency=2)
+    models = slow()
+    client = await serve(models, database=database, batch_concurrency=2)
     fast = [line(f"fast{n}", reference="no", messages=[]) for n in range(4)]
-    lines = [*fast, *(line(f"slow{n}") for n in range(20))]
+    lines = [*fast, *(line(f"slow{n}") for n in range(120))]
     made = await submit(client, jsonl(lines))
     async with asyncio.timeout(10):
         while (batch := await until(client, made["id"], "in_progress"))["request_counts"]["failed"] < 4:
@@ -164,16 +165,19 @@ async def test_a_batch_is_cancelled_with_what_is_done(serve: Serve, database: st
     answer = await client.post(f"/v1/batches/{made['id']}/cancel")
     assert answer.json()["status"] in ("cancelling", "cancelled")
     started = time.monotonic()
+    async with asyncio.timeout(1):
+        while isinstance(models.improver, FakeEngine) and models.improver.running:
+            await asyncio.sleep(0.01)
     batch = await until(client, made["id"])
     assert time.monotonic() - started < 3
     assert batch["status"] == "cancelled"
     assert batch["cancelling_at"] <= batch["cancelled_at"]
     output, errors = await results(client, batch)
-    assert len(output) + len(errors) == 24
+    assert len(output) + len(errors) == 124
     assert not output.keys() & errors.keys()
-    assert batch["request_counts"] == {"total": 24, "completed": len(output), "failed": 4}
+    assert batch["request_counts"] == {"total": 124, "completed": len(output), "failed": 4}
     left = [found for found in errors.values() if found["response"] is None]
-    assert len(left) == 20 - len(output) > 10
+    assert len(left) == 120 - len(output) > 100
     assert all(found["error"]["code"] == "batch_cancelled" for found in left)
     again = await client.post(f"/v1/batches/{made['id']}/cancel")
     assert (again.status_code, again.json()["status"]) == (200, "cancelled")
@@ -236,9 +240,10 @@ async def test_no_more_items_at_a_time_than_the_setting_says(serve: Serve, datab
     batch = await submit(client, jsonl([line(f"n{n}") for n in range(20)]))
     most, engine = 0, models.improver
     assert isinstance(engine, FakeEngine)
-    while (await client.get(f"/v1/batches/{batch['id']}")).json()["status"] != "completed":
-        most = max(most, engine.running)
-        await asyncio.sleep(0.002)
+    async with asyncio.timeout(10):
+        while (await client.get(f"/v1/batches/{batch['id']}")).json()["status"] != "completed":
+            most = max(most, engine.running)
+            await asyncio.sleep(0.002)
     assert most == 3
     metrics = (await client.get("/metrics")).text
     assert 'pit_batch_items_total{outcome="completed"} 20.0' in metrics
