@@ -1,5 +1,5 @@
-"""`pit`: serve, improve, doctor, runs, replay, keys, db, bench, version. Everything slow is imported inside
-the command that needs it."""
+"""`pit`: serve, improve, batch, doctor, runs, replay, keys, db, bench, version. Everything slow is imported
+inside the command that needs it."""
 
 import inspect
 import sys
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from app import __version__
+from app.batch.command import batch
 from app.commands import Key, fail
 from app.key_commands import keys
 
@@ -274,6 +275,7 @@ def _with_the_options_of(command: Callable[..., None], function: Callable[..., N
     return function
 
 
+app.command()(batch)
 app.command("doctor", context_settings=PASSING_ON)(_with_the_options_of(serve, _doctor))
 
 

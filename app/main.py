@@ -13,8 +13,10 @@ from starlette.responses import Response
 
 from app import __version__
 from app.access import document
-from app.api import chat, completions, health, improve, models, runs
-from app.errors import AppError, BadRequest, from_status, printable
+from app.api import batches, chat, completions, files, health, improve, models, runs
+from app.api.validation import refusal
+from app.batch.service import UPLOAD_OVERHEAD, Batches
+from app.errors import AppError, from_status
 from app.keys import KeyRing
 from app.limits.limits import Limits
 from app.middleware import RequestContext, error_response
@@ -44,15 +46,18 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         keys.settle()
         if kept.store:
             kept.store.start()
+        batched.start()
         return served
 
     runtime = Runtime(settings, start)
+    batched = Batches(settings, kept.store, runtime, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
         limits.start()
         yield
+        await batched.stop()
         await keys.stop()
         await kept.stop()
         await limits.stop()
@@ -68,12 +73,18 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
-    app.state.runs, app.state.keys, app.state.limits = kept, keys, limits
-    app.add_middleware(RequestContext, telemetry=telemetry, keys=keys, max_body_bytes=settings.max_body_bytes)
+    app.state.runs, app.state.keys, app.state.limits, app.state.batches = kept, keys, limits, batched
+    app.add_middleware(
+        RequestContext,
+        telemetry=telemetry,
+        keys=keys,
+        max_body_bytes=settings.max_body_bytes,
+        uploads={"/v1/files": settings.max_file_bytes + UPLOAD_OVERHEAD},
+    )
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, runs, chat, completions, models, health):
+    for module in (improve, runs, chat, completions, files, batches, models, health):
         app.include_router(module.router)
     app.openapi = lambda: document(FastAPI.openapi(app))  # type: ignore[method-assign]
     return app
@@ -92,9 +103,6 @@ def _observing(factory: ModelFactory, telemetry: Telemetry) -> ModelFactory:
     return start
 
 
-TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
-
-
 async def _app_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, AppError)
     return error_response(error)
@@ -109,28 +117,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:
-    """The first thing that is wrong with the body, with the field's name and without its value."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    # A place begins with where it is: body, query or path.
-    kind, place = first["type"], [str(part) for part in first["loc"][1:]]
-    if kind != "extra_forbidden":
-        # Where a field takes several types, the place ends with the type that was tried.
-        place = [part for part in place if part not in TYPE_NAMES and "[" not in part]
-    if kind == "json_invalid":
-        return error_response(BadRequest("The body is not valid JSON.", code="invalid_json"))
-    name = printable(".".join(place)) or None
-    if kind == "extra_forbidden":
-        message = (
-            f"Unknown field {name!r}: it is not supported here. Remove it; /openapi.json lists the fields."
-        )
-        return error_response(BadRequest(message, param=name, code="unknown_field"))
-    if kind == "missing":
-        if name is None:
-            return error_response(BadRequest("The body is empty. Send a JSON object.", code="missing_field"))
-        return error_response(BadRequest(f"{name} is missing.", param=name, code="missing_field"))
-    if name is None:
-        message = "The body is not a JSON object. Send one with the header content-type: application/json."
-        return error_response(BadRequest(message, code="invalid_json"))
-    reason = first["msg"].removeprefix("Value error, ")
-    return error_response(BadRequest(f"{name}: {reason}.", param=name))
+    return error_response(refusal(error.errors()[0], place=1))

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -20,6 +21,7 @@ from app.telemetry import Telemetry, log_failure
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 BODY_TIMEOUT_S = 30.0
+UPLOAD_TIMEOUT_S = 3600.0
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 QUIET_ROUTES = frozenset(("/health", "/health/live", "/health/ready", "/metrics"))
 """What machines ask every few seconds: in the log only when it fails."""
@@ -35,10 +37,20 @@ def error_response(error: AppError) -> JSONResponse:
 
 class RequestContext:
     """See the module. It reads the whole body before the application does: a body over the limit costs no
-    more, and one without a key nothing."""
+    more, and one without a key nothing. `uploads` are routes that read their body themselves, piece by piece,
+    and its largest size."""
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, keys: KeyRing, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        telemetry: Telemetry,
+        keys: KeyRing,
+        max_body_bytes: int,
+        uploads: Mapping[str, int] | None = None,
+    ) -> None:
         self.app, self.telemetry, self.keys, self.max_body_bytes = app, telemetry, keys, max_body_bytes
+        self.uploads = uploads or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,9 +68,13 @@ class RequestContext:
         self._begin(scope, state)
         try:
             state.identity = await self.keys.admit(scope)
-            body = await self._read_body(headers, receive)
+            limit = self.uploads.get(scope["path"]) if scope["method"] == "POST" else None
+            if limit is None:
+                reading = _replay(await self._read_body(headers, receive), receive)
+            else:
+                reading = _limited(headers, receive, limit, state)
             state.begin()
-            await self.app(scope, _replay(body, receive), answer.send)
+            await self.app(scope, reading, answer.send)
         except AppError as error:
             await error_response(error)(scope, receive, answer.send)
         except _ClientGone:
@@ -168,6 +184,38 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+def _limited(headers: Headers, receive: Receive, limit: int, state: RequestState) -> Receive:
+    """A `receive` for an application that reads a long body itself: it raises `TooLarge`, and `BadRequest`
+    when the next piece does not come in time, or the whole."""
+    too_large = TooLarge(f"The body is larger than {limit} bytes. Split the file.")
+    declared = headers.get("content-length", "")
+    received, ends, complete = 0, time.monotonic() + UPLOAD_TIMEOUT_S, False
+
+    async def limited() -> Any:
+        nonlocal received, complete
+        if complete:
+            return await receive()
+        if declared.isdecimal() and int(declared) > limit:
+            raise too_large
+        state.pause()
+        try:
+            async with asyncio.timeout(min(BODY_TIMEOUT_S, ends - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            raise BadRequest("The body did not arrive in time.", code="body_timeout") from None
+        finally:
+            state.resume()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise too_large
+        complete = not message.get("more_body")
+        return message
+
+    return limited
 
 
 def _method(scope: Scope) -> str:

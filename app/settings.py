@@ -211,6 +211,19 @@ class Settings(BaseSettings):
     limits_lease_s: float = Field(
         default=30.0, ge=1, description="slots of a server that died come back after so long, in seconds"
     )
+    batch_concurrency: int = Field(
+        default=8, ge=0, le=1000, description="batch items that this server works on at a time; 0: none"
+    )
+    batch_lease_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="a batch item whose server said nothing for so long, in seconds, is taken by another",
+    )
+    batch_max_lines: int = Field(default=50_000, ge=1, description="lines of a batch's input file")
+    max_file_bytes: int = Field(default=200_000_000, ge=1_000, description="largest file that is uploaded")
+    file_retention_days: float = Field(
+        default=30.0, ge=0, description="files, and batches that have ended, are deleted after this; 0: never"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")

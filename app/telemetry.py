@@ -85,6 +85,7 @@ class Telemetry:
         self._define_runs()
         self._define_models()
         self._define_limits()
+        self._define_batches()
         ProcessCollector(registry=self.registry)
         self.registry.register(_EventLoopTime())
 
@@ -182,6 +183,16 @@ class Telemetry:
         self.scorer_seconds = self._histogram("pit_scorer_seconds", "Time of a scoring batch", ["model"])
         self.model_errors = self._counter(
             "pit_model_errors", "Generations and scoring batches that failed", ["model", "code"]
+        )
+
+    def _define_batches(self) -> None:
+        self.batches = self._counter("pit_batches", "Batches that this server ended", ["status"])
+        self.batch_items = self._counter(
+            "pit_batch_items", "Batch items, by what became of them", ["outcome"]
+        )
+        self.batch_running = self._gauge("pit_batch_items_in_flight", "Batch items being worked on")
+        self.batch_waiting = self._gauge(
+            "pit_batch_items_waiting", "Items of all batches in progress that have no result yet"
         )
 
     def render(self, engine: CollectorRegistry | None = None) -> bytes:

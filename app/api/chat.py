@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.improve import finish
+from app.api.improve import Checkpoint, begin, finish
 from app.api.models import find_model
 from app.api.openai import (
     DONE,
@@ -42,22 +42,31 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
     """One chat completion, unary or streamed."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
-    body.check()
-    model = find_model(runtime, body.model)
-    if body.pit is not None and model != "pit":
-        raise BadRequest(
-            f"The pit object holds the options of model pit; this request asks for {body.model}.", param="pit"
-        )
-    chat: PolicyChat | PitChat
-    if model == "pit":
-        chat = await PitChat.start(body, runtime.models, telemetry)
-    else:
-        chat = await PolicyChat.start(body, runtime.models, telemetry)
+    chat = await start_chat(body, runtime, telemetry)
     entry = request.app.state.limits.entry(chat)
     if body.stream:
         ping_s = runtime.settings.ping_interval_s
         return EventStream(chat.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
     return await unless_disconnected(request, chat.answer, telemetry, entry)
+
+
+async def start_chat(
+    body: ChatCompletionRequest,
+    runtime: Runtime,
+    telemetry: Telemetry,
+    checkpoint: Checkpoint | None = None,
+) -> "PolicyChat | PitChat":
+    """The request to the model that it names; a run of model pit keeps its checkpoint. Raises `BadRequest`,
+    `NotFound`, `ContextTooLong`, `ScoringUnavailable`."""
+    body.check()
+    model = find_model(runtime, body.model)
+    if model == "pit":
+        return await PitChat.start(body, runtime.models, telemetry, checkpoint)
+    if body.pit is not None:
+        raise BadRequest(
+            f"The pit object holds the options of model pit; this request asks for {body.model}.", param="pit"
+        )
+    return await PolicyChat.start(body, runtime.models, telemetry)
 
 
 class PolicyChat:
@@ -150,12 +159,24 @@ class PitChat:
     """One request to the loop. `start` refuses what cannot be served; then call `answer` or `stream` once."""
 
     @classmethod
-    async def start(cls, body: ChatCompletionRequest, models: Models, telemetry: Telemetry) -> "PitChat":
+    async def start(
+        cls,
+        body: ChatCompletionRequest,
+        models: Models,
+        telemetry: Telemetry,
+        checkpoint: Checkpoint | None = None,
+    ) -> "PitChat":
         """Raises `BadRequest`, `ContextTooLong` and `ScoringUnavailable`."""
-        return cls(body, await ImprovementRun.start(models, body.options()), telemetry)
+        return cls(body, await begin(models, body.options(), checkpoint), telemetry, checkpoint)
 
-    def __init__(self, body: ChatCompletionRequest, run: ImprovementRun, telemetry: Telemetry) -> None:
-        self.body, self.run, self.telemetry = body, run, telemetry
+    def __init__(
+        self,
+        body: ChatCompletionRequest,
+        run: ImprovementRun,
+        telemetry: Telemetry,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.body, self.run, self.telemetry, self.checkpoint = body, run, telemetry, checkpoint
         self.lower = run.lower
         self.envelope = Envelope(
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
@@ -170,7 +191,7 @@ class PitChat:
 
     async def answer(self) -> Response:
         """The whole answer."""
-        result = await finish(self.run, self.telemetry)
+        result = await finish(self.run, self.telemetry, self.checkpoint)
         message = {"role": "assistant", "content": result.response, "refusal": None}
         return self.envelope.answer([_choice(0, message, self._reason(result), None)], self._usage(result))
 

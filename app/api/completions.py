@@ -28,6 +28,18 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
     """Completions of one prompt or several, unary or streamed."""
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
+    completion = await start_completion(body, runtime, telemetry)
+    entry = request.app.state.limits.entry(completion)
+    if body.stream:
+        ping_s = runtime.settings.ping_interval_s
+        return EventStream(completion.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
+    return await unless_disconnected(request, completion.answer, telemetry, entry)
+
+
+async def start_completion(
+    body: CompletionRequest, runtime: Runtime, telemetry: Telemetry
+) -> "Completion":
+    """The request to the policy. Raises `BadRequest`, `NotFound` and `ContextTooLong`."""
     body.check()
     if find_model(runtime, body.model) != "policy":
         raise BadRequest(
@@ -38,12 +50,7 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
         )
     if state := current.get():
         state.phase = "completion"
-    completion = await Completion.start(body, runtime.models, telemetry)
-    entry = request.app.state.limits.entry(completion)
-    if body.stream:
-        ping_s = runtime.settings.ping_interval_s
-        return EventStream(completion.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
-    return await unless_disconnected(request, completion.answer, telemetry, entry)
+    return await Completion.start(body, runtime.models, telemetry)
 
 
 class Completion:

@@ -1,14 +1,26 @@
 """`POST /v1/improve`, unary and streamed, and `POST /v1/score`."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from app.api.scoring import Scoring
 from app.api.streaming import EventStream, unless_disconnected
-from app.improve.events import Result, RunCompleted, RunFailed
+from app.improve.events import (
+    Event,
+    IterationAccepted,
+    IterationRejected,
+    IterationStarted,
+    Result,
+    RunCompleted,
+    RunFailed,
+)
 from app.improve.loop import ImprovementRun
+from app.improve.options import Models, Options
+from app.improve.progress import Progress
 from app.runs import Runs
 from app.runtime import Runtime
 from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
@@ -17,7 +29,22 @@ from app.telemetry import Telemetry
 router = APIRouter(tags=["improve"])
 
 
-async def finish(run: ImprovementRun, telemetry: Telemetry) -> Result:
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a run goes on (None: it begins), and what is told how far it has come."""
+
+    progress: Progress | None
+    save: Callable[[Progress], Awaitable[None]]
+
+
+async def begin(models: Models, options: Options, checkpoint: Checkpoint | None = None) -> ImprovementRun:
+    """A run from its start, or from where it was. Raises as `ImprovementRun.start` does."""
+    if checkpoint and checkpoint.progress:
+        return await ImprovementRun.resume(models, options, checkpoint.progress)
+    return await ImprovementRun.start(models, options)
+
+
+async def finish(run: ImprovementRun, telemetry: Telemetry, checkpoint: Checkpoint | None = None) -> Result:
     """Run to the end. Raises the run's error when it failed."""
     async with aclosing(telemetry.observe(run)) as events:
         async for event in events:
@@ -25,7 +52,16 @@ async def finish(run: ImprovementRun, telemetry: Telemetry) -> Result:
                 raise event.error
             if isinstance(event, RunCompleted):
                 return event.result
+            if checkpoint and _got_further(event, run):
+                await checkpoint.save(run.progress())
     raise AssertionError("a run ends with run.completed or run.failed")
+
+
+def _got_further(event: Event, run: ImprovementRun) -> bool:
+    """An iteration has ended, or the draft has (alone: candidates beside it are not finished yet)."""
+    drafting = run.options.reference is None and not run.plan.drafts_beside
+    drafted = drafting and isinstance(event, IterationStarted) and event.index == 1
+    return drafted or isinstance(event, IterationAccepted | IterationRejected)
 
 
 @router.post("/v1/improve", response_model=Improvement, responses=ERRORS)

@@ -56,13 +56,13 @@ def passes(candidate: str, baseline: str, verdict: Verdict | None, min_win_proba
 
 @dataclass
 class Gate:
-    """Judges candidates against a baseline, for one run. Keeps r_gap(x, old, old) while the baseline
-    stays."""
+    """Judges candidates against a baseline, for one run. `self_scores` keeps r_gap(x, old, old) while the
+    baseline stays."""
 
     scorer: Scorer
     calibration: GapCalibration
     messages: tuple[Message, ...]
-    _self_scores: dict[str, float] = field(default_factory=dict)
+    self_scores: dict[str, float] = field(default_factory=dict)
 
     async def tokens_needed(self, candidates: Sequence[str], baseline: str) -> int:
         """Tokens that `judge` would read for these texts."""
@@ -93,7 +93,7 @@ class Gate:
         scores = await self.scorer.score([self._ask(*pair) for pair in pairs])
         raw = dict(zip(pairs, scores.values, strict=True))
         if (baseline, baseline) in raw:
-            self._self_scores = {baseline: raw[baseline, baseline]}
+            self.self_scores = {baseline: raw[baseline, baseline]}
         return [self._verdict(candidate, baseline, raw) for candidate in candidates], scores.tokens
 
     async def _fits(self, candidate: str, baseline: str) -> bool:
@@ -111,7 +111,7 @@ class Gate:
             wanted[candidate, baseline] = None
             if self.calibration.centering == "antisymmetric":
                 wanted[baseline, candidate] = None
-            elif baseline not in self._self_scores:
+            elif baseline not in self.self_scores:
                 wanted[baseline, baseline] = None
         return list(wanted)
 
@@ -121,7 +121,7 @@ class Gate:
         if self.calibration.centering == "antisymmetric":
             gap = 0.5 * (raw[candidate, baseline] - raw[baseline, candidate])
         else:
-            gap = raw[candidate, baseline] - self._self_scores[baseline]
+            gap = raw[candidate, baseline] - self.self_scores[baseline]
         return Verdict(gap, self.calibration.win_probability(gap))
 
 

@@ -49,6 +49,7 @@ from app.improve.gate import BudgetExhausted, Gate, TokenBudget, Verdict, passes
 from app.improve.keep import Violation
 from app.improve.options import Models, Options, draw_seed
 from app.improve.plan import Plan
+from app.improve.progress import Progress, restore, take
 from app.improve.streams import Begun, Deadline, merge, within
 from app.improve.turns import Turn
 
@@ -64,6 +65,14 @@ class ImprovementRun:
         if options.seed is None:
             options = replace(options, seed=draw_seed())
         return cls(await Plan.make(models, options))
+
+    @classmethod
+    async def resume(cls, models: Models, options: Options, progress: Progress) -> "ImprovementRun":
+        """A run that goes on where another one of the same options was: from the same seed the same result,
+        as if it had not been interrupted. Raises as `start` does."""
+        run = cls(await Plan.make(models, replace(options, seed=progress.seed)))
+        restore(run, progress)
+        return run
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -83,6 +92,8 @@ class ImprovementRun:
         self.draft_finish_reason: CandidateFinish | None = None
         self.stop_reason: StopReason | None = None
         self.deadline = Deadline()
+        self.drafted = options.reference is not None
+        self.ms_before = 0.0
         self._beside: tuple[list[Candidate], list[Begun[OutputDelta]]] = ([], [])
         """The first iteration's candidates, where they are begun beside the draft."""
 
@@ -100,19 +111,24 @@ class ImprovementRun:
         stop_reason "cancelled"."""
         self.deadline.cut()
 
+    def progress(self) -> Progress:
+        """How far it has come. Ask while an event says that an iteration starts or has ended: in between,
+        the tokens of what is being generated are in it already."""
+        return take(self)
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the loop. Close the generator to cancel the run: every generation in flight is aborted."""
         self.started = time.perf_counter()
         limit = self.options.deadline_s
         if limit is not None and not self.deadline.was_cut:
-            self.deadline.at = asyncio.get_running_loop().time() + limit
+            self.deadline.at = asyncio.get_running_loop().time() + limit - self.ms_before / 1000
         yield RunCreated(
             self.id, self.created, self.options.strategy, self.scoring, self.seed, self.options.reference
         )
         if self.plan.scoring_problem:
             yield ScoringSkipped(0, self.plan.scoring_problem)
         try:
-            if self.options.reference is None:
+            if not self.drafted:
                 if self.plan.drafts_beside:
                     self._begin_beside()
                 async with aclosing(self._draft()) as deltas:
@@ -225,7 +241,7 @@ class ImprovementRun:
             edits=hunks(baseline, chosen.text) if self.options.edits else None,
         )
         self.iterations.append(iteration)
-        self._advance(iteration)
+        self.advance(iteration)
         return iteration
 
     def _attempts(
@@ -338,7 +354,7 @@ class ImprovementRun:
             return False
         return passes(chosen.text, baseline, verdict, self.options.min_win_probability)
 
-    def _advance(self, iteration: Iteration) -> None:
+    def advance(self, iteration: Iteration) -> None:
         """What an iteration means for the next: the new best response, the rejections in a row, whether to
         stop."""
         if iteration.accepted:
@@ -387,10 +403,14 @@ class ImprovementRun:
             identities=self.plan.identities(),
             scoring=self.scoring,
             seed=self.seed,
-            ms=1000 * (time.perf_counter() - self.started),
+            ms=self.ms(),
             violations=self._broken(),
             edits=hunks(self.reference, self.best) if self.options.edits else None,
         )
+
+    def ms(self) -> float:
+        """Milliseconds that it has taken."""
+        return self.ms_before + 1000 * (time.perf_counter() - self.started)
 
     def _broken(self) -> tuple[Violation, ...]:
         """The constraints that the final response breaks: what was accepted breaks none, a reference may."""

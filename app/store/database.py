@@ -1,6 +1,7 @@
 """The database behind the store: SQLite or PostgreSQL by URL, its schema, its transactions."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,9 +14,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.errors import StoreError
+from app.errors import Overloaded, StoreError
 from app.store.tables import HEAD
 
+log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 UPGRADE = "pit db upgrade"
@@ -105,6 +107,20 @@ class Database:
                 return work(connection)
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, errand)
+
+    @asynccontextmanager
+    async def answering(self, *, long: bool = False) -> AsyncGenerator[None, None]:
+        """Raises `Overloaded` where the database does not answer in the body, which has `timeout_s` in all;
+        with `long` it may take longer, and each statement has its own."""
+        try:
+            async with asyncio.timeout(None if long else self.timeout_s):
+                yield
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("the database of stored runs does not answer: %s", reason(error))
+            raise Overloaded(
+                "The database of stored runs does not answer. Try again in some seconds.",
+                code="store_unavailable",
+            ) from None
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
         """An INSERT that knows ON CONFLICT."""

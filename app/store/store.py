@@ -1,20 +1,18 @@
 """The store of runs: opened at start, written by one task, read by the endpoints."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 from sqlalchemy import select, true, tuple_, update
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.errors import Overloaded, StoreError
+from app.errors import StoreError
 from app.security import Identity
 from app.settings import Settings
-from app.store.database import Database, reason
+from app.store.database import Database
 from app.store.records import RunRecord
 from app.store.tables import run_events, runs
 from app.store.upkeep import Upkeep
@@ -83,22 +81,9 @@ class Store:
         await self.writer.stop()
         await self.database.close()
 
-    @contextlib.asynccontextmanager
-    async def _answering(self) -> AsyncGenerator[None, None]:
-        """Raises `Overloaded` when the database does not answer in the body."""
-        try:
-            async with asyncio.timeout(self.database.timeout_s):
-                yield
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("the database of stored runs does not answer: %s", reason(error))
-            raise Overloaded(
-                "The database of stored runs does not answer. Try again in some seconds.",
-                code="store_unavailable",
-            ) from None
-
     async def run(self, run_id: str) -> RunRecord | None:
         """A stored run without its events."""
-        async with self._answering(), self.database.reading() as connection:
+        async with self.database.answering(), self.database.reading() as connection:
             row = (await connection.execute(select(*WHOLE).where(runs.c.id == run_id))).first()
         return None if row is None else RunRecord(**row._mapping)
 
@@ -110,7 +95,7 @@ class Store:
             .order_by(run_events.c.number)
             .limit(limit)
         )
-        async with self._answering(), self.database.reading() as connection:
+        async with self.database.answering(), self.database.reading() as connection:
             rows = (await connection.execute(wanted)).all()
         found = []
         for last, data in rows:
@@ -128,7 +113,7 @@ class Store:
         place = tuple_(runs.c.created, runs.c.id)
         seen = true() if viewer.may("admin") else runs.c.owner == viewer.owner
         wanted = select(*SUMMARY).where(seen).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
-        async with self._answering(), self.database.reading() as connection:
+        async with self.database.answering(), self.database.reading() as connection:
             if after is not None:
                 created = await connection.scalar(select(runs.c.created).where(seen, runs.c.id == after))
                 if created is None:
@@ -139,5 +124,5 @@ class Store:
     async def request_cancel(self, run_id: str) -> None:
         """Ask the server that runs this run to cancel it. It hears of it within some seconds."""
         wanted = update(runs).where(runs.c.id == run_id).values(cancel_requested=True)
-        async with self._answering():
+        async with self.database.answering():
             await self.database.write(lambda connection: connection.execute(wanted))

@@ -74,3 +74,71 @@ api_keys = Table(
     Column("expires", Double),
     Column("revoked", Double),
 )
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), comment="the API key that made it; null without keys"),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, comment="when it is deleted; null: never"),
+    Column("purpose", String(32), nullable=False, comment="batch, or batch_output"),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("complete", Boolean, nullable=False, comment="false while it is written"),
+    Index("files_by_owner", "owner", "created", "id"),
+    Index("files_by_expires", "expires"),
+)
+
+file_chunks = Table(
+    "file_chunks",
+    metadata,
+    Column("file_id", String(64), ForeignKey("files.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), comment="the API key that made it; null without keys"),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("completion_window", String(8), nullable=False),
+    Column("status", String(16), nullable=False, comment="as OpenAI's API names them"),
+    Column("metadata", Text, comment="JSON"),
+    Column("errors", Text, comment="JSON: why the input file was refused"),
+    Column("output_expires_s", Integer, comment="how long its output is kept; null: as the server is set"),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False, comment="when its completion window ends"),
+    Column("in_progress", Double),
+    Column("finalizing", Double),
+    Column("cancelling", Double),
+    Column("ended", Double, comment="when it was completed, failed, expired or cancelled"),
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("worker", String(128), comment="the server that reads its input or writes its output"),
+    Column("lease", Double, nullable=False, server_default="0", comment="until when that is so"),
+    Index("batches_by_owner", "owner", "created", "id"),
+    Index("batches_by_status", "status", "created"),
+)
+
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("batch_id", String(64), ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("line", Integer, primary_key=True, autoincrement=False),
+    Column("custom_id", Text, nullable=False),
+    Column("body", Text, comment="JSON; null once the item is done"),
+    Column("worker", String(128), comment="the server that works on it"),
+    Column("lease", Double, comment="until when that is so; 0: nobody's; null: it is done"),
+    Column("attempts", Integer, nullable=False, comment="how often it was taken in vain"),
+    Column("progress", Text, comment="JSON: how far its run has come"),
+    Column("succeeded", Boolean, comment="null until it is done"),
+    Column("output", Text, comment="its line of the output file, or of the error file"),
+    Index("batch_items_open", "batch_id", "lease", "line"),
+)
