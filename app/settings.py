@@ -167,6 +167,9 @@ class Settings(BaseSettings):
     retention_mb: float = Field(
         default=1000.0, ge=0, description="beyond this size the oldest stored runs are deleted; 0: never"
     )
+    feedback_retention_days: float = Field(
+        default=0.0, ge=0, description="feedback older than this is deleted with its pairs; 0: never"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")

@@ -1,6 +1,7 @@
 """The database behind the store: SQLite or PostgreSQL by URL, its schema, its transactions."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,12 +14,17 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from app.errors import StoreError
+from app.errors import Overloaded, StoreError
 from app.store.tables import HEAD
 
+log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 UPGRADE = "pit db upgrade"
+# For the transaction alone, and only where nothing is awaited: a stricter setting stays.
+COMMIT_TO_DISK = text(
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
 T = TypeVar("T")
 
 
@@ -47,8 +53,8 @@ class Database:
         if self.is_sqlite:
             engine = create_async_engine(self.url, hide_parameters=True)
             self._listen(engine.sync_engine)
-            self._writing = create_engine(self.url.set(drivername="sqlite"), hide_parameters=True)
-            self._listen(self._writing)
+            self._writing, self._durable = self._sync_engine(), self._sync_engine()
+            event.listen(self._durable, "connect", _sync_every_commit)
             self._thread = ThreadPoolExecutor(1, "store")
             return engine
         arguments = {
@@ -60,6 +66,11 @@ class Database:
             self.url, hide_parameters=True, pool_pre_ping=True, pool_timeout=self.timeout_s,
             connect_args=arguments,
         )  # fmt: skip
+
+    def _sync_engine(self) -> Engine:
+        engine = create_engine(self.url.set(drivername="sqlite"), hide_parameters=True)
+        self._listen(engine)
+        return engine
 
     def _listen(self, engine: Engine) -> None:
         event.listen(engine, "connect", self._prepare_sqlite)
@@ -86,21 +97,38 @@ class Database:
             await connection.execution_options(reading=True)
             yield connection
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         """Call `work` with a connection in a transaction, which is committed at its end.
+
+        With `durable` the commit is on the disk when this returns, whatever the database is set to, and a
+        power cut does not undo it; otherwise it only outlives this process.
 
         In SQLite all of it is one errand of one thread: through the asynchronous driver every statement
         would be several, and a run four times as dear.
         """
         if not self.is_sqlite:
             async with self.engine.begin() as connection:
+                if durable:
+                    await connection.execute(COMMIT_TO_DISK)
                 return await connection.run_sync(work)
 
         def errand() -> T:
-            with self._writing.begin() as connection:
+            with (self._durable if durable else self._writing).begin() as connection:
                 return work(connection)
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, errand)
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncGenerator[None, None]:
+        """Raises `Overloaded` where the database does not answer in the body."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                yield
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("the database does not answer: %s", reason(error))
+            raise Overloaded(
+                "The database does not answer. Try again in some seconds.", code="store_unavailable"
+            ) from None
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
         """An INSERT that knows ON CONFLICT."""
@@ -157,7 +185,8 @@ class Database:
     async def _disconnect(self) -> None:
         await self.engine.dispose()
         if self.is_sqlite:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._writing.dispose)
+            for engine in (self._writing, self._durable):
+                await asyncio.get_running_loop().run_in_executor(self._thread, engine.dispose)
 
     async def close(self) -> None:
         await self._disconnect()
@@ -215,6 +244,15 @@ def _make_file(url: URL) -> None:
     path = Path(url.database or "")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600, exist_ok=True)
+
+
+def _sync_every_commit(connection: Any, _record: Any) -> None:
+    # In WAL mode FULL syncs the log at each commit, NORMAL only at a checkpoint. For macOS: fsync alone does
+    # not reach its disks.
+    cursor = connection.cursor()
+    for pragma in ("synchronous = FULL", "fullfsync = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,19 +1,19 @@
 """The store of runs: opened at start, written by one task, read by the endpoints."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import select, tuple_, update
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.errors import Overloaded, StoreError
+from app.errors import StoreError
 from app.settings import Settings
-from app.store.database import Database, reason
+from app.store.answers import KeptAnswers
+from app.store.database import Database
+from app.store.feedback import FeedbackTable
 from app.store.records import RunRecord
 from app.store.tables import run_events, runs
 from app.store.upkeep import Upkeep
@@ -37,10 +37,15 @@ class Store:
         self.database = Database(settings.database, settings.store_timeout_s)
         server = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
         self.writer = RunWriter(self.database, telemetry, server)
+        self.feedback, self.answers = FeedbackTable(self.database), KeptAnswers(self.database)
         max_age_s = 86400 * settings.retention_days or None
         self.upkeep = Upkeep(
             self.database, server, on_cancel, max_age_s, 1e6 * settings.retention_mb or None
         )
+        self.upkeep.also.append(self.answers.prune)
+        if settings.feedback_retention_days:
+            feedback_age_s = 86400 * settings.feedback_retention_days
+            self.upkeep.also.append(lambda: self.feedback.prune(feedback_age_s))
         self.problem: str | None = None
         self._recheck: asyncio.Task[None] | None = None
 
@@ -82,22 +87,9 @@ class Store:
         await self.writer.stop()
         await self.database.close()
 
-    @contextlib.asynccontextmanager
-    async def _answering(self) -> AsyncGenerator[None, None]:
-        """Raises `Overloaded` when the database does not answer in the body."""
-        try:
-            async with asyncio.timeout(self.database.timeout_s):
-                yield
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("the database of stored runs does not answer: %s", reason(error))
-            raise Overloaded(
-                "The database of stored runs does not answer. Try again in some seconds.",
-                code="store_unavailable",
-            ) from None
-
     async def run(self, run_id: str) -> RunRecord | None:
         """A stored run without its events."""
-        async with self._answering(), self.database.reading() as connection:
+        async with self.database.answering(), self.database.reading() as connection:
             row = (await connection.execute(select(*WHOLE).where(runs.c.id == run_id))).first()
         return None if row is None else RunRecord(**row._mapping)
 
@@ -109,7 +101,7 @@ class Store:
             .order_by(run_events.c.number)
             .limit(limit)
         )
-        async with self._answering(), self.database.reading() as connection:
+        async with self.database.answering(), self.database.reading() as connection:
             return [(row.number, row.type, row.data) for row in await connection.execute(wanted)]
 
     async def page(self, limit: int, after: str | None) -> list[RunRecord] | None:
@@ -117,7 +109,7 @@ class Store:
         is no run `after`."""
         place = tuple_(runs.c.created, runs.c.id)
         wanted = select(*SUMMARY).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
-        async with self._answering(), self.database.reading() as connection:
+        async with self.database.answering(), self.database.reading() as connection:
             if after is not None:
                 created = await connection.scalar(select(runs.c.created).where(runs.c.id == after))
                 if created is None:
@@ -128,5 +120,5 @@ class Store:
     async def request_cancel(self, run_id: str) -> None:
         """Ask the server that runs this run to cancel it. It hears of it within some seconds."""
         wanted = update(runs).where(runs.c.id == run_id).values(cancel_requested=True)
-        async with self._answering():
+        async with self.database.answering():
             await self.database.write(lambda connection: connection.execute(wanted))
