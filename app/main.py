@@ -12,8 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.api import chat, completions, health, improve, models, runs
+from app.api import chat, completions, feedback, health, improve, models, runs
 from app.errors import AppError, BadRequest, from_status
+from app.feedback import Feedback
+from app.idempotency import Executions, Idempotency
 from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
@@ -40,12 +42,13 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
             kept.store.start()
         return served
 
-    runtime = Runtime(settings, start)
+    runtime, executions = Runtime(settings, start), Executions()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         runtime.start()
         yield
+        await executions.stop()
         await kept.stop()
         await runtime.stop()
         if isinstance(telemetry.tracer, OpenTelemetryTracer):
@@ -59,12 +62,13 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         redirect_slashes=False,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
-    app.state.runs = kept
+    app.state.runs, app.state.feedback = kept, Feedback(kept, telemetry)
+    app.add_middleware(Idempotency, runs=kept, runtime=runtime, telemetry=telemetry, live=executions)
     app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, runs, chat, completions, models, health):
+    for module in (improve, runs, feedback, chat, completions, models, health):
         app.include_router(module.router)
     return app
 
@@ -104,6 +108,14 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     # A place begins with where it is: body, query or path.
     kind, place = first["type"], [str(part) for part in first["loc"][1:]]
+    if kind.startswith("union_tag_"):
+        known = f" {first['ctx']['expected_tags']}" if "expected_tags" in first["ctx"] else ""
+        missing = kind == "union_tag_not_found"
+        message = "type is missing." if missing else f"type must be one of{known}."
+        code = "missing_field" if missing else None
+        return error_response(BadRequest(message, param="type", code=code))
+    if isinstance(error.body, dict) and place[:1] == [error.body.get("type")]:
+        del place[0]  # of several types of body, the one that was sent
     if kind != "extra_forbidden":
         # Where a field takes several types, the place ends with the type that was tried.
         place = [part for part in place if part not in TYPE_NAMES and "[" not in part]

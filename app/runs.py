@@ -16,6 +16,7 @@ from app.errors import AppError, BadRequest, NotFound
 from app.improve.events import Event, RunCompleted, RunFailed
 from app.improve.loop import ImprovementRun
 from app.schemas import ImproveRequest, RunSummary
+from app.security import caller
 from app.settings import Settings
 from app.store.records import RunRecord
 from app.store.store import Store
@@ -37,7 +38,8 @@ class LiveRun:
 
     def __init__(self, run: ImprovementRun, body: ImproveRequest, runs: "Runs", store: Store | None) -> None:
         self.run, self.runs, self.store, self.metadata = run, runs, store, body.metadata
-        self.record = RunRecord(id=run.id, created=time.time(), request=request_json(body, run.seed))
+        request = request_json(body, run.seed)
+        self.record = RunRecord(id=run.id, created=time.time(), request=request, owner=caller().owner)
         self.error: AppError | None = None
         self.ended = False
         self._shown = self._read = 0
@@ -194,13 +196,17 @@ class Runs:
             return live.record
         found = await self.store.run(run_id) if self.store and RUN_ID.fullmatch(run_id) else None
         if found is None:
-            why = "It may have been sent with store: false, or be past the retention."
-            raise NotFound(
-                f"There is no run of this id. {why if self.store else NOTHING_KEPT}",
-                param="id",
-                code="run_not_found",
-            )
+            raise self.no_run()
         return found
+
+    def no_run(self, param: str = "id") -> NotFound:
+        """The error for a run that is not there, or not the caller's."""
+        why = "It may have been sent with store: false, or be past the retention."
+        return NotFound(
+            f"There is no run of this id. {why if self.store else NOTHING_KEPT}",
+            param=param,
+            code="run_not_found",
+        )
 
     async def page(self, limit: int, after: str | None) -> list[RunRecord]:
         """The latest stored runs, or those before `after`. Raises `NotFound` where nothing is kept,

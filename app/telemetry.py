@@ -84,6 +84,7 @@ class Telemetry:
         self._define_requests()
         self._define_runs()
         self._define_models()
+        self._define_feedback()
         ProcessCollector(registry=self.registry)
         self.registry.register(_EventLoopTime())
 
@@ -164,6 +165,17 @@ class Telemetry:
         self.scorer_seconds = self._histogram("pit_scorer_seconds", "Time of a scoring batch", ["model"])
         self.model_errors = self._counter(
             "pit_model_errors", "Generations and scoring batches that failed", ["model", "code"]
+        )
+
+    def _define_feedback(self) -> None:
+        self.feedback = self._counter("pit_feedback", "Feedback that was stored", ["type"])
+        self.feedback_preferred = self._counter(
+            "pit_feedback_preferred",
+            "Feedback that compares what the loop made with what it was made from",
+            ["preferred"],
+        )
+        self.idempotent = self._counter(
+            "pit_idempotent_requests", "Requests with an Idempotency-Key", ["outcome"]
         )
 
     def render(self, engine: CollectorRegistry | None = None) -> bytes:
