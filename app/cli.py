@@ -1,5 +1,5 @@
-"""`pit`: serve, improve, doctor, runs, replay, db, bench, version. Everything slow is imported inside the
-command that needs it."""
+"""`pit`: serve, improve, doctor, runs, replay, feedback, db, bench, version. Everything slow is imported
+inside the command that needs it."""
 
 import inspect
 import sys
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from app import __version__
+from app.commands import fail
+from app.feedback_commands import feedback
 
 app = typer.Typer(
     help="Serve a PIT policy and improve responses with it.",
@@ -18,19 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # the brackets of the help texts are brackets
     pretty_exceptions_enable=False,
 )
-BAD_USE = 2
 PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands that take --vllm-NAME too."""
-
-
-def fail(message: str, status: int = BAD_USE) -> typer.Exit:
-    """Print one readable line, and return the exception that ends the command."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-    return typer.Exit(status)
 
 
 def vllm_options(arguments: list[str]) -> dict[str, Any]:
@@ -310,6 +301,7 @@ def replay(
 
 db = typer.Typer(help="The database of stored runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(db, name="db")
+app.add_typer(feedback, name="feedback")
 
 
 @db.command()

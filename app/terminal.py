@@ -65,11 +65,12 @@ def improve_in_terminal(url: str, body: dict[str, Any], as_json: bool) -> None:
 
 
 @contextmanager
-def server(url: str) -> Iterator[httpx.Client]:
+def server(url: str, key: str | None = None) -> Iterator[httpx.Client]:
     """A client of the server at `url`. Raises `ServerError` where it cannot be reached in the body."""
     url = url.rstrip("/")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        with httpx.Client(base_url=url, timeout=httpx.Timeout(10.0, read=120.0)) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(10.0, read=120.0)) as client:
             yield client
     except httpx.ConnectError:
         raise ServerError(
@@ -82,12 +83,12 @@ def server(url: str) -> Iterator[httpx.Client]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise ServerError(f"{url} is not an address: write it as http://host:port") from None
     except httpx.TransportError:
-        raise ServerError(f"the connection to {url} broke before the run was finished.") from None
+        raise ServerError(f"the connection to {url} broke before the answer was whole.") from None
 
 
 def raise_for(response: httpx.Response) -> None:
     """Raises `ServerError` with the server's message when it refused."""
-    if response.status_code == 200:
+    if response.is_success:
         return
     try:
         message = response.json()["error"]["message"]
