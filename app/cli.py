@@ -1,5 +1,5 @@
-"""`pit`: serve, improve, batch, doctor, runs, replay, keys, db, bench, version. Everything slow is imported
-inside the command that needs it."""
+"""`pit`: serve, improve, batch, doctor, runs, replay, feedback, keys, db, bench, version. Everything slow is
+imported inside the command that needs it."""
 
 import inspect
 import sys
@@ -12,6 +12,7 @@ import typer
 from app import __version__
 from app.batch.command import batch
 from app.commands import Key, fail
+from app.feedback_commands import feedback
 from app.key_commands import keys
 
 app = typer.Typer(
@@ -319,6 +320,7 @@ def replay(
 db = typer.Typer(help="The database of stored runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(db, name="db")
 app.add_typer(keys, name="keys")
+app.add_typer(feedback, name="feedback")
 
 
 @db.command()

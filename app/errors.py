@@ -7,7 +7,9 @@
     ├── Forbidden               403  permission_error
     ├── NotFound                404  invalid_request_error
     ├── MethodNotAllowed        405  invalid_request_error
+    ├── Conflict                409  conflict_error
     ├── TooLarge                413  invalid_request_error
+    ├── KeyReused               422  invalid_request_error
     ├── RateLimited             429  rate_limit_error
     ├── Overloaded              503  overloaded_error
     │   └── ScoringUnavailable  503  code scoring_unavailable
@@ -100,8 +102,20 @@ class MethodNotAllowed(AppError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class Conflict(AppError):
+    """The request cannot be served in the state in which its object is; later it may."""
+
+    status, type, code = 409, "conflict_error", "conflict"
+
+
 class TooLarge(AppError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class KeyReused(AppError):
+    """An `Idempotency-Key` that came with another request before."""
+
+    status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
 class RateLimited(AppError):

@@ -13,10 +13,12 @@ from starlette.responses import Response
 
 from app import __version__
 from app.access import document
-from app.api import batches, chat, completions, files, health, improve, models, runs
+from app.api import batches, chat, completions, feedback, files, health, improve, models, runs
 from app.api.validation import refusal
 from app.batch.service import UPLOAD_OVERHEAD, Batches
 from app.errors import AppError, from_status
+from app.feedback import Feedback
+from app.idempotency import Executions, Idempotency
 from app.keys import KeyRing
 from app.limits.limits import Limits
 from app.middleware import RequestContext, error_response
@@ -49,7 +51,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         batched.start()
         return served
 
-    runtime = Runtime(settings, start)
+    runtime, executions = Runtime(settings, start), Executions()
     batched = Batches(settings, kept.store, runtime, telemetry)
 
     @asynccontextmanager
@@ -58,6 +60,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         limits.start()
         yield
         await batched.stop()
+        await executions.stop()
         await keys.stop()
         await kept.stop()
         await limits.stop()
@@ -74,6 +77,8 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
     app.state.runs, app.state.keys, app.state.limits, app.state.batches = kept, keys, limits, batched
+    app.state.feedback = Feedback(kept, telemetry)
+    app.add_middleware(Idempotency, runs=kept, runtime=runtime, telemetry=telemetry, live=executions)
     app.add_middleware(
         RequestContext,
         telemetry=telemetry,
@@ -84,7 +89,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, runs, chat, completions, files, batches, models, health):
+    for module in (improve, runs, feedback, chat, completions, files, batches, models, health):
         app.include_router(module.router)
     app.openapi = lambda: document(FastAPI.openapi(app))  # type: ignore[method-assign]
     return app
@@ -118,4 +123,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(refusal(error.errors()[0], place=1))
+    first = error.errors()[0]
+    variant = error.body.get("type") if isinstance(error.body, dict) else None
+    return error_response(refusal(first, place=1, variant=variant))

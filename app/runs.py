@@ -39,9 +39,8 @@ class LiveRun:
 
     def __init__(self, run: ImprovementRun, body: ImproveRequest, runs: "Runs", store: Store | None) -> None:
         self.run, self.runs, self.store, self.metadata = run, runs, store, body.metadata
-        self.record = RunRecord(
-            id=run.id, created=time.time(), request=request_json(body, run.seed), owner=caller().owner
-        )
+        request = request_json(body, run.seed)
+        self.record = RunRecord(id=run.id, created=time.time(), request=request, owner=caller().owner)
         self.error: AppError | None = None
         self.ended = False
         self._shown = self._read = 0
@@ -198,13 +197,17 @@ class Runs:
             return live.record
         found = await self.store.run(run_id) if self.store and RUN_ID.fullmatch(run_id) else None
         if found is None or not caller().sees(found.owner):
-            why = "It may have been sent with store: false, or be past the retention."
-            raise NotFound(
-                f"There is no run of this id. {why if self.store else NOTHING_KEPT}",
-                param="id",
-                code="run_not_found",
-            )
+            raise self.no_run()
         return found
+
+    def no_run(self, param: str = "id") -> NotFound:
+        """The error for a run that is not there, or not the caller's."""
+        why = "It may have been sent with store: false, or be past the retention."
+        return NotFound(
+            f"There is no run of this id. {why if self.store else NOTHING_KEPT}",
+            param=param,
+            code="run_not_found",
+        )
 
     def _live(self, run_id: str) -> LiveRun | None:
         live = self.live.get(run_id)

@@ -224,6 +224,9 @@ class Settings(BaseSettings):
     file_retention_days: float = Field(
         default=30.0, ge=0, description="files, and batches that have ended, are deleted after this; 0: never"
     )
+    feedback_retention_days: float = Field(
+        default=0.0, ge=0, description="feedback older than this is deleted with its pairs; 0: never"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")

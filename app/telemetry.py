@@ -86,6 +86,7 @@ class Telemetry:
         self._define_models()
         self._define_limits()
         self._define_batches()
+        self._define_feedback()
         ProcessCollector(registry=self.registry)
         self.registry.register(_EventLoopTime())
 
@@ -193,6 +194,17 @@ class Telemetry:
         self.batch_running = self._gauge("pit_batch_items_in_flight", "Batch items being worked on")
         self.batch_waiting = self._gauge(
             "pit_batch_items_waiting", "Items of all batches in progress that have no result yet"
+        )
+
+    def _define_feedback(self) -> None:
+        self.feedback = self._counter("pit_feedback", "Feedback that was stored", ["type"])
+        self.feedback_preferred = self._counter(
+            "pit_feedback_preferred",
+            "Feedback that compares what the loop made with what it was made from",
+            ["preferred"],
+        )
+        self.idempotent = self._counter(
+            "pit_idempotent_requests", "Requests with an Idempotency-Key", ["outcome"]
         )
 
     def render(self, engine: CollectorRegistry | None = None) -> bytes:

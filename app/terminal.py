@@ -83,12 +83,12 @@ def server(url: str, key: str | None = None) -> Iterator[httpx.Client]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise ServerError(f"{url} is not an address: write it as http://host:port") from None
     except httpx.TransportError:
-        raise ServerError(f"the connection to {url} broke before the run was finished.") from None
+        raise ServerError(f"the connection to {url} broke before the answer was whole.") from None
 
 
 def raise_for(response: httpx.Response) -> None:
     """Raises `ServerError` with the server's message when it refused."""
-    if response.status_code == 200:
+    if response.is_success:
         return
     try:
         message = response.json()["error"]["message"]

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.render import dumps, shown, sse
 from app.errors import STATUS_CLIENT_CLOSED
+from app.observe import current
 from app.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,10 @@ class EventStream(Response):
             if error := producer.exception():
                 if not begun or not isinstance(error, Exception):
                     raise error
-                await write(sse(dumps(shown(error).body())) + sse("[DONE]"))
+                seen = shown(error)
+                if state := current.get():
+                    state.error = seen.code
+                await write(sse(dumps(seen.body())) + sse("[DONE]"))
             await write(b"", more=False)
         finally:
             for task in (producer, *helpers):

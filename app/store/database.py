@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 UPGRADE = "pit db upgrade"
+# For the transaction alone, and only where nothing is awaited: a stricter setting stays.
+COMMIT_TO_DISK = text(
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
 T = TypeVar("T")
 
 
@@ -49,8 +53,8 @@ class Database:
         if self.is_sqlite:
             engine = create_async_engine(self.url, hide_parameters=True)
             self._listen(engine.sync_engine)
-            self._writing = create_engine(self.url.set(drivername="sqlite"), hide_parameters=True)
-            self._listen(self._writing)
+            self._writing, self._durable = self._sync_engine(), self._sync_engine()
+            event.listen(self._durable, "connect", _sync_every_commit)
             self._thread = ThreadPoolExecutor(1, "store")
             return engine
         arguments = {
@@ -62,6 +66,11 @@ class Database:
             self.url, hide_parameters=True, pool_pre_ping=True, pool_timeout=self.timeout_s,
             connect_args=arguments,
         )  # fmt: skip
+
+    def _sync_engine(self) -> Engine:
+        engine = create_engine(self.url.set(drivername="sqlite"), hide_parameters=True)
+        self._listen(engine)
+        return engine
 
     def _listen(self, engine: Engine) -> None:
         event.listen(engine, "connect", self._prepare_sqlite)
@@ -92,18 +101,23 @@ class Database:
             await connection.execution_options(reading=True)
             yield connection
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         """Call `work` with a connection in a transaction, which is committed at its end.
+
+        With `durable` the commit is on the disk when this returns, whatever the database is set to, and a
+        power cut does not undo it; otherwise it only outlives this process.
 
         In SQLite all of it is one errand of one thread: through the asynchronous driver every statement
         would be several, and a run four times as dear.
         """
         if not self.is_sqlite:
             async with self.engine.begin() as connection:
+                if durable:
+                    await connection.execute(COMMIT_TO_DISK)
                 return await connection.run_sync(work)
 
         def errand() -> T:
-            with self._writing.begin() as connection:
+            with (self._durable if durable else self._writing).begin() as connection:
                 return work(connection)
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, errand)
@@ -116,10 +130,9 @@ class Database:
             async with asyncio.timeout(None if long else self.timeout_s):
                 yield
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("the database of stored runs does not answer: %s", reason(error))
+            log.warning("the database does not answer: %s", reason(error))
             raise Overloaded(
-                "The database of stored runs does not answer. Try again in some seconds.",
-                code="store_unavailable",
+                "The database does not answer. Try again in some seconds.", code="store_unavailable"
             ) from None
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
@@ -178,7 +191,8 @@ class Database:
         """Close the connections that nobody uses; the next use opens new ones."""
         await self.engine.dispose()
         if self.is_sqlite:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._writing.dispose)
+            for engine in (self._writing, self._durable):
+                await asyncio.get_running_loop().run_in_executor(self._thread, engine.dispose)
 
     async def close(self) -> None:
         await self.disconnect()
@@ -236,6 +250,15 @@ def _make_file(url: URL) -> None:
     path = Path(url.database or "")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600, exist_ok=True)
+
+
+def _sync_every_commit(connection: Any, _record: Any) -> None:
+    # In WAL mode FULL syncs the log at each commit, NORMAL only at a checkpoint. For macOS: fsync alone does
+    # not reach its disks.
+    cursor = connection.cursor()
+    for pragma in ("synchronous = FULL", "fullfsync = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

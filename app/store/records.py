@@ -1,11 +1,15 @@
-"""A run as it is stored."""
+"""A run as it is stored; JSON and hashes as the store has them."""
 
 import asyncio
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from app.improve.events import StopReason
 
+dumps: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 RunState = Literal["running", "completed", "failed", "cancelled"]
 
 
@@ -36,3 +40,8 @@ class RunRecord:
         """Characters of everything that is stored of it, as an estimate of bytes."""
         texts = (self.request, self.result or "", self.error or "")
         return sum(map(len, texts)) + sum(len(event) + 1 for event in self.events)
+
+
+def digest(*parts: str | None) -> str:
+    """A hash of some texts in their order."""
+    return hashlib.sha256(dumps(parts).encode()).hexdigest()

@@ -12,7 +12,9 @@ from sqlalchemy import select, true, tuple_, update
 from app.errors import StoreError
 from app.security import Identity
 from app.settings import Settings
+from app.store.answers import KeptAnswers
 from app.store.database import Database
+from app.store.feedback import FeedbackTable
 from app.store.records import RunRecord
 from app.store.tables import run_events, runs
 from app.store.upkeep import Upkeep
@@ -36,10 +38,15 @@ class Store:
         self.database = Database(settings.database, settings.store_timeout_s)
         server = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
         self.writer = RunWriter(self.database, telemetry, server)
+        self.feedback, self.answers = FeedbackTable(self.database), KeptAnswers(self.database)
         max_age_s = 86400 * settings.retention_days or None
         self.upkeep = Upkeep(
             self.database, server, on_cancel, max_age_s, 1e6 * settings.retention_mb or None
         )
+        self.upkeep.also.append(self.answers.prune)
+        if settings.feedback_retention_days:
+            feedback_age_s = 86400 * settings.feedback_retention_days
+            self.upkeep.also.append(lambda: self.feedback.prune(feedback_age_s))
         self.problem: str | None = None
         self._recheck: asyncio.Task[None] | None = None
 

@@ -5,7 +5,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy import Connection, delete, func, insert, literal, select, update
 
@@ -38,6 +38,8 @@ class Upkeep:
     ) -> None:
         self.database, self.server, self.on_cancel = database, server, on_cancel
         self.max_age_s, self.max_bytes = max_age_s, max_bytes
+        self.also: list[Callable[[], Awaitable[object]]] = []
+        """What else is to be done in every turn."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -64,6 +66,8 @@ class Upkeep:
         await self.report_life()
         await self.end_abandoned()
         await self.prune()
+        for work in self.also:
+            await work()
 
     async def report_life(self) -> None:
         """Mark this server's runs as alive, and cancel those whose cancellation another server was asked

@@ -24,32 +24,64 @@ def find_programs() -> Path | None:
 @contextmanager
 def cluster() -> Iterator[str]:
     """The URL of the database `postgres` of a fresh cluster. Raises `RuntimeError` with a reason to skip."""
-    programs = find_programs()
-    if programs is None:
+    if find_programs() is None:
         raise RuntimeError(f"PostgreSQL is not installed: apt-get install {PACKAGE}")
-    # PostgreSQL refuses to run as root. A socket's path may have 107 bytes: too few for pytest's directories.
-    user = "nobody" if os.geteuid() == 0 else None
+    # A socket's path may have 107 bytes: too few for pytest's directories.
     root = Path(tempfile.mkdtemp(prefix="pit-pg-"))
     try:
-        if user:
-            os.chown(root, pwd.getpwnam(user).pw_uid, -1)
-
-        def run(*command: str) -> None:
-            subprocess.run(command, user=user, cwd=root, check=True, capture_output=True, timeout=60)
-
-        data = str(root / "data")
-        run(
-            str(programs / "initdb"), "--pgdata", data, "--username", "pit", "--auth", "trust",
-            "--encoding", "UTF8", "--locale", "C", "--no-sync",
+        if USER:
+            os.chown(root, pwd.getpwnam(USER).pw_uid, -1)
+        _run(
+            root, "initdb", "--username", "pit", "--auth", "trust", "--encoding", "UTF8", "--locale", "C",
+            "--no-sync",
         )  # fmt: skip
-        options = f"-c listen_addresses='' -c unix_socket_directories='{root}' -c fsync=off"
-        pg_ctl = str(programs / "pg_ctl")
-        run(
-            pg_ctl, "start", "--pgdata", data, "--wait", "--log", str(root / "log"), "--options", options,
-        )  # fmt: skip
+        url = f"postgresql://pit@/postgres?host={root}"
+        start(url)
         try:
-            yield f"postgresql://pit@/postgres?host={root}"
+            yield url
         finally:
-            run(pg_ctl, "stop", "--pgdata", data, "--mode", "immediate")
+            stop(url)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def start(url: str, tiny: str | None = None) -> None:
+    """Start the cluster of this URL, which `cluster` gave or which was stopped. `tiny`, a size: it alone
+    finds a file system of that size in `tiny_folder(url)`; needs root."""
+    root = _root(url)
+    options = f"-c listen_addresses='' -c unix_socket_directories='{root}' -c fsync=off"
+    command = ("pg_ctl", "start", "--wait", "--log", str(root / "log"), "--options", options)
+    if tiny is None:
+        _run(root, *command)
+        return
+    folder = tiny_folder(url)
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size={tiny},mode=700,uid={pwd.getpwnam("nobody").pw_uid} tmpfs "{folder}"'
+    become = ("setpriv", "--reuid=nobody", "--clear-groups")
+    _run(root, *command, prefix=("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *become))
+
+
+def tiny_folder(url: str) -> Path:
+    return _root(url) / "tiny"
+
+
+def stop(url: str) -> None:
+    """Stop it as a crash of its own would: what is in its memory alone is lost."""
+    _run(_root(url), "pg_ctl", "stop", "--mode", "immediate")
+
+
+# PostgreSQL refuses to run as root.
+USER = "nobody" if os.geteuid() == 0 else None
+
+
+def _root(url: str) -> Path:
+    return Path(url.partition("?host=")[2])
+
+
+def _run(root: Path, program: str, *arguments: str, prefix: tuple[str, ...] = ()) -> None:
+    """`prefix`: a command that becomes the user by itself."""
+    programs = find_programs()
+    assert programs is not None
+    command = [*prefix, str(programs / program), *arguments, "--pgdata", str(root / "data")]
+    user = None if prefix else USER
+    subprocess.run(command, user=user, cwd=root, check=True, capture_output=True, timeout=60)

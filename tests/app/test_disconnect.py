@@ -20,7 +20,9 @@ MESSAGES = [{"role": "user", "content": "What is the price ?"}]
 class Client:
     """One request, whose connection can be closed at any moment."""
 
-    def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
+    def __init__(
+        self, app: FastAPI, path: str, body: dict[str, Any], *headers: tuple[bytes, bytes]
+    ) -> None:
         self.gone = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self._body: bytes | None = json.dumps(body).encode()
@@ -31,7 +33,7 @@ class Client:
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"content-type", b"application/json"), *headers],
             "http_version": "1.1",
             "scheme": "http",
             "server": ("s", 80),

@@ -1,0 +1,40 @@
+"""`/v1/feedback`: what people preferred, and the preference pairs that it makes."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import StreamingResponse
+
+from app.feedback import Feedback
+from app.schemas import ERRORS
+from app.schemas_feedback import FeedbackOut, FeedbackRequest
+
+router = APIRouter(tags=["feedback"])
+LINES = "application/jsonl"
+ALL: dict[int | str, dict[str, Any]] = {409: ERRORS[404], **ERRORS}
+EXPORT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {LINES: {"schema": {"type": "string"}}},
+        "description": "Lines of JSON, each a pair in chat form with its provenance (docs/feedback.md).",
+    },
+    **ERRORS,
+}
+
+
+@router.post("/v1/feedback", status_code=201, response_model=FeedbackOut, responses=ALL)
+async def add_feedback(body: FeedbackRequest, request: Request) -> Any:
+    """Say which of two responses is better, which edits were accepted, how good a response is, or what it
+    should have been. The answer comes when it is on the disk."""
+    feedback: Feedback = request.app.state.feedback
+    return await feedback.add(body)
+
+
+@router.get("/v1/feedback/export", response_class=StreamingResponse, responses=EXPORT)
+async def export_feedback(
+    request: Request,
+    after: Annotated[int, Query(ge=0, lt=2**63, description="cursor of the last pair that was seen")] = 0,
+    since: Annotated[float, Query(ge=0, le=1e11, description="seconds since the epoch")] = 0.0,
+) -> StreamingResponse:
+    """The preference pairs, one a line, as `pit-train run --from-feedback` reads them."""
+    feedback: Feedback = request.app.state.feedback
+    return StreamingResponse(await feedback.export(after, since), media_type=LINES)
