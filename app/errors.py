@@ -77,6 +77,16 @@ class MethodNotAllowed(AppError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(AppError):
+    """The request did not arrive in time."""
+
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class HeadersTooLarge(AppError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
 class TooLarge(AppError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
@@ -127,7 +137,9 @@ _BY_STATUS = {
         Forbidden,
         NotFound,
         MethodNotAllowed,
+        RequestTimeout,
         TooLarge,
+        HeadersTooLarge,
         RateLimited,
         Overloaded,
         DeadlineExceeded,

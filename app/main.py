@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app import __version__
 from app.api import chat, completions, health, improve, models, runs
@@ -18,6 +19,7 @@ from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
 from app.runtime import ModelFactory, Runtime, Served, start_models
+from app.schemas import ERRORS
 from app.settings import Settings
 from app.telemetry import Telemetry
 from app.tracing import OpenTelemetryTracer
@@ -60,12 +62,14 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
     app.state.runs = kept
-    app.add_middleware(RequestContext, telemetry=telemetry, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestContext, settings=settings, telemetry=telemetry, lifecycle=runtime.lifecycle
+    )
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     for module in (improve, runs, chat, completions, models, health):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=ERRORS)
     return app
 
 
@@ -91,11 +95,22 @@ async def _app_error(_: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the framework refuses by itself. Its own text is not shown; its headers (Allow) are."""
+    """What the framework refuses by itself. Its own text is not shown."""
     assert isinstance(error, HTTPException)
     response = error_response(from_status(error.status_code, _printable(request.url.path), request.method))
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["allow"] = ", ".join(sorted(_methods(request)))
     return response
+
+
+def _methods(request: Request) -> set[str]:
+    """What the routes of this path answer together: each knows its own methods alone."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

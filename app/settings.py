@@ -147,11 +147,28 @@ class Settings(BaseSettings):
     )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, description="how long a request's body may take to arrive, in seconds"
+    )
+    max_header_bytes: int = Field(
+        default=32_768, ge=1_000, description="largest head of a request: its address and headers"
+    )
+    header_timeout_s: float = Field(
+        default=15.0, gt=0, description="how long a request's head may take to arrive, in seconds"
+    )
+    write_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="a client that takes nothing of its answer for so long, in seconds, loses it",
+    )
+    max_connections: int = Field(
+        default=2_000, ge=1, description="connections at a time; requests on others are refused with 503"
+    )
     ping_interval_s: float = Field(
         default=10.0, gt=0, le=15, description="silence after which a stream sends a comment"
     )
     shutdown_grace_s: float = Field(
-        default=20.0, ge=0, description="how long running requests may finish after SIGTERM"
+        default=20.0, ge=0, description="how long, in seconds, running requests may finish after SIGTERM"
     )
     database: str = Field(
         default_factory=default_database,

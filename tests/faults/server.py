@@ -1,0 +1,86 @@
+"""The real server, as `pit serve` runs it, over fakes: a process for tests to load, to signal and to kill.
+
+    python -m tests.faults.server --token-ms 20 --tokens 30 '{"port": 9000, "shutdown_grace_s": 5}'
+
+Every answer is the last word of the first user message, again and again: so a test sees whose answer it is.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from app.checkpoint import SamplingDefaults
+from app.engines.base import Delta, FinishReason, Prompt, Sampling
+from app.improve.options import Models
+from app.settings import Settings
+from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models
+from tests.load.processes import Server, free_port, server
+
+
+class Echo(FakeEngine):
+    """Says the last word of a conversation's first message of the user, `max_tokens` times, and remembers
+    nothing."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        assert isinstance(prompt.content, list)
+        chat = self._chats.pop(prompt.content[0], [])
+        self.tools.clear()
+        said = next((str(m["content"]) for m in chat if m["role"] == "user"), "").split() or ["word"]
+        self.running += 1
+        try:
+            for number in range(1, sampling.max_tokens + 1):
+                await asyncio.sleep(self.delay_s)
+                ends: FinishReason | None = "length" if number == sampling.max_tokens else None
+                token = f"{said[-1]} "
+                yield Delta(token, 1, ends, logprobs=self._logprobs(token, sampling.logprobs))
+        finally:
+            self.running -= 1
+
+
+def models(token_ms: float, tokens: int, score_ms: float) -> Models:
+    """As the options say."""
+    defaults = SamplingDefaults(0.7, max_tokens=tokens)
+    policy, improver = (
+        Echo(context_length=2_000_000, defaults=defaults, delay_s=token_ms / 1000) for _ in range(2)
+    )
+    return fake_models(policy, improver, FakeScorer(delay_s=score_ms / 1000, context_length=10_000_000))
+
+
+@contextmanager
+def fake_server(
+    directory: Path, *, token_ms: float = 20, tokens: int = 20, score_ms: float = 0, **settings: Any
+) -> Iterator[Server]:
+    """The server in a process of its own, ready."""
+    port = settings.setdefault("port", free_port())
+    settings.setdefault("database", f"sqlite:///{directory}/pit-{port}.db")
+    options = ["--token-ms", str(token_ms), "--tokens", str(tokens), "--score-ms", str(score_ms)]
+    command = [sys.executable, "-m", "tests.faults.server", *options, json.dumps(settings)]
+    log = directory / f"server-{port}.log"
+    with server("server", command, port=port, log=log, ready="/health/ready") as found:
+        yield found
+
+
+def main() -> int:
+    from rich.console import Console
+
+    from app.logs import configure_logging
+    from app.server import run
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--token-ms", type=float, default=20)
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--score-ms", type=float, default=0)
+    parser.add_argument("settings", type=json.loads)
+    given = parser.parse_args()
+    settings = Settings(**{"access_log": False} | given.settings)
+    configure_logging(settings)
+    return run(settings, factory_of(models(given.token_ms, given.tokens, given.score_ms)), Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
