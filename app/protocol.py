@@ -1,8 +1,7 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits: of a head's size and time, of connections, of readers that
-stand still.
+"""HTTP/1.1 as uvicorn speaks it, with limits: of a head's size and time, and of connections.
 
-uvicorn's protocol takes a head of any size over any time, and waits for ever for a client that reads nothing.
-What is refused here has the same form as every other error.
+uvicorn's protocol takes a head of any size over any time. What is refused here has the same form as every
+other error. (A client that reads nothing is the kernel's to end: app/server.py says for how long it waits.)
 """
 
 import asyncio
@@ -22,8 +21,6 @@ from app.lifecycle import OPEN_WHILE_DRAINING
 from app.settings import Settings
 
 MAX_HEADERS = 100
-BUFFER_BYTES = 64 * 1024
-"""What an answer may be ahead of its reader in this process, and as much again in the kernel."""
 LINGER_S = 3.0
 """How long what a client still sends is read and thrown away once it is refused. Closed at once, its system
 would drop the answer that it has not read."""
@@ -38,7 +35,6 @@ class Limits:
     connections: int
     head_bytes: int
     head_s: float
-    write_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
@@ -46,7 +42,6 @@ class Limits:
             settings.max_connections,
             settings.max_header_bytes,
             settings.header_timeout_s,
-            settings.write_timeout_s,
         )
 
 
@@ -69,19 +64,16 @@ class Protocol(HttpToolsProtocol):
         self._problem: AppError | None = None
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections + SPARE_CONNECTIONS:
             transport.abort()
             return
-        transport.set_write_buffer_limits(high=BUFFER_BYTES)
         self._wait(self._limits.head_s, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
-        self.resume_writing()
         super().connection_lost(exc)
 
     # ------------------------------------------------------------------------------------------- reading
@@ -133,11 +125,6 @@ class Protocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """A request that asks for another protocol is answered in this one."""
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        if self.transport.get_write_buffer_size():  # closing waits for a reader who reads nothing
-            self.transport.abort()
 
     def _too_large(self) -> AppError:
         limit = self._limits.head_bytes
@@ -191,27 +178,6 @@ class Protocol(HttpToolsProtocol):
             self.cycle.more_body = False
             self._stop_waiting()
         super().on_message_complete()
-
-    # ------------------------------------------------------------------------------------------ writing
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_reader(self.transport.get_write_buffer_size() + 1)
-
-    def resume_writing(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
-        if self.flow is not None:
-            super().resume_writing()
-
-    def _watch_reader(self, before: int) -> None:
-        """A slow reader slows its own answer; one that stands still loses it."""
-        left = self.transport.get_write_buffer_size()
-        if left >= before:
-            self.transport.abort()
-            return
-        self._stalled = self.loop.call_later(self._limits.write_s, self._watch_reader, left)
 
     # ------------------------------------------------------------------------------------------ helpers
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from app.lifecycle import Lifecycle
 from app.logs import quiet_loop_errors
 from app.main import create_app
-from app.protocol import BUFFER_BYTES, SPARE_CONNECTIONS, Limits, Protocol
+from app.protocol import SPARE_CONNECTIONS, Limits, Protocol
 from app.runs import Runs
 from app.runtime import ModelFactory, Runtime
 from app.settings import Settings, SettingsError
@@ -35,6 +35,9 @@ LEFT_S = 2.0
 """How long cancelled requests may take to answer, and answered clients to read, before the server ends."""
 FILES_BESIDE = 256
 """Files that are open beside the connections: engines, database, libraries."""
+UNSENT_BYTES = 64 * 1024
+"""What the kernel takes of an answer ahead of its reader; uvicorn holds as much again, then the answer
+waits."""
 TCP_NOTSENT_LOWAT = 25
 """Linux' option, which Python 3.11 does not name."""
 log = logging.getLogger(__name__)
@@ -168,7 +171,7 @@ def _bind(settings: Settings) -> socket.socket:
             # A client whose machine has vanished acknowledges nothing; one that reads nothing takes nothing.
             wait_ms = round(1000 * settings.write_timeout_s)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wait_ms)
-            listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, BUFFER_BYTES)
+            listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
     except OSError as error:
         raise SettingsError(

@@ -57,6 +57,7 @@ def test_every_operation_documents_the_form_of_its_errors() -> None:
     document = create_app(Settings(database="none")).openapi()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            said = operation["responses"]
-            assert {"400", "401", "404", "413", "429", "500", "503", "4XX", "5XX"} <= said.keys(), (path, method)
+            said = operation["responses"].keys()
+            wanted = {"400", "401", "404", "413", "429", "500", "503", "4XX", "5XX"}
+            assert wanted <= said, (path, method)
             assert "422" not in said, "the framework's own form of error"
