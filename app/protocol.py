@@ -81,7 +81,8 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        begun = self._reading_head
+        idle = not self._answering()
+        begun = self._reading_head or idle
         super().data_received(data)
         if self._reading_head and begun:  # the parser holds what came of a header, however much that is
             self._fed += len(data)
@@ -144,10 +145,11 @@ class Protocol(HttpToolsProtocol):
             return
         self._refused = True
         if self._answering():
-            # An answer is under way, and cannot be followed by another one: a body that breaks off, or a
-            # request sent before the answer to the last.
-            self.transport.close()
-            return
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                self.transport.close()  # an answer is under way, and what is refused is not its request
+                return
+            self.cycle.disconnected = True  # the application waits for a body that does not come
+            self.cycle.message_event.set()
         body = json.dumps(error.body()).encode()
         head = [
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",

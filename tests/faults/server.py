@@ -9,27 +9,38 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from app.checkpoint import SamplingDefaults
-from app.engines.base import Delta, FinishReason, Prompt, Sampling
+from app.engines.base import Delta, FinishReason, Message, Prompt, Sampling, Tools
 from app.improve.options import Models
 from app.settings import Settings
 from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models
 from tests.load.processes import Server, free_port, server
 
 
+REMEMBERED = 2000
+"""Conversations: more than are in flight. What is measured is the server's memory, not the fake's."""
+
+
 class Echo(FakeEngine):
-    """Says the last word of a conversation's first message of the user, `max_tokens` times, and remembers
-    nothing."""
+    """Says the last word of a conversation's first message of the user, `max_tokens` times, and forgets it."""
+
+    async def prepare(
+        self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
+    ) -> Prompt:
+        prompt = await super().prepare(messages, count=count, tools=tools)
+        self.tools.clear()
+        while len(self._chats) > REMEMBERED:
+            self._chats.pop(next(iter(self._chats)))
+        return prompt
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert isinstance(prompt.content, list)
         chat = self._chats.pop(prompt.content[0], [])
-        self.tools.clear()
         said = next((str(m["content"]) for m in chat if m["role"] == "user"), "").split() or ["word"]
         self.running += 1
         try:
