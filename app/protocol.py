@@ -1,7 +1,8 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits: of a head's size and time, and of connections.
+"""HTTP/1.1 as uvicorn speaks it, with limits: of a head's size and time, of connections, of readers that
+stand still.
 
-uvicorn's protocol takes a head of any size over any time. What is refused here has the same form as every
-other error. (A client that reads nothing is the kernel's to end: app/server.py says for how long it waits.)
+uvicorn's protocol takes a head of any size over any time, and waits for ever for a client that reads nothing.
+What is refused here has the same form as every other error.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ class Limits:
     connections: int
     head_bytes: int
     head_s: float
+    write_s: float
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
@@ -42,6 +44,7 @@ class Limits:
             settings.max_connections,
             settings.max_header_bytes,
             settings.header_timeout_s,
+            settings.write_timeout_s,
         )
 
 
@@ -64,6 +67,7 @@ class Protocol(HttpToolsProtocol):
         self._problem: AppError | None = None
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -74,6 +78,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_watching()
         super().connection_lost(exc)
 
     # ------------------------------------------------------------------------------------------- reading
@@ -171,6 +176,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._watch_reader()
         # An answer before the end of its body: the rest is read and thrown away, but not for ever.
         if not self._answering() and self.cycle.more_body:
             self._wait(LINGER_S, self.transport.close)
@@ -180,6 +186,36 @@ class Protocol(HttpToolsProtocol):
             self.cycle.more_body = False
             self._stop_waiting()
         super().on_message_complete()
+
+    # ------------------------------------------------------------------------------------------ writing
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+        if not self._answering():
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """A slow reader slows its own answer; one that stands still with some of it unread loses it. (Not
+        the kernel's TCP_USER_TIMEOUT: it takes who reads in drops for who does not.)"""
+        if self._stalled is None and (left := self.transport.get_write_buffer_size()):
+            self._stalled = self.loop.call_later(self._limits.write_s, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        self._stalled = None
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _stop_watching(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     # ------------------------------------------------------------------------------------------ helpers
 

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from functools import partial
 from types import FrameType
 
@@ -35,8 +36,8 @@ LEFT_S = 2.0
 """How long cancelled requests may take to answer, and answered clients to read, before the server ends."""
 FILES_BESIDE = 256
 """Files that are open beside the connections: engines, database, libraries."""
-UNSENT_BYTES = 64 * 1024
-"""What the kernel takes of an answer ahead of its reader; uvicorn holds as much again, then the answer
+UNSENT_BYTES = 16 * 1024
+"""What the kernel takes of an answer before it sends it. The transport holds 64 KiB more; then the answer
 waits."""
 TCP_NOTSENT_LOWAT = 25
 """Linux' option, which Python 3.11 does not name."""
@@ -54,7 +55,7 @@ def serve(settings: Settings, console: Console) -> int:
 def run(settings: Settings, factory: ModelFactory, console: Console) -> int:
     """Serve the models of a factory until a signal: 0 after a drain, also where requests were cancelled at
     the end of the grace; 128 and the signal's number where a second one forced the end."""
-    listener = _bind(settings)
+    listener = _bind(settings.host, settings.port)
     _allow_files(settings.max_connections)
     app = create_app(settings, factory)
     config = uvicorn.Config(
@@ -157,20 +158,16 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     """uvicorn has handled the signal already."""
 
 
-def _bind(settings: Settings) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     """Take the port before anything slow happens. Raises `SettingsError` when it is taken or the host is
     wrong."""
-    host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # every connection inherits them from the listener
-            # A client whose machine has vanished acknowledges nothing; one that reads nothing takes nothing.
-            wait_ms = round(1000 * settings.write_timeout_s)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wait_ms)
+        if sys.platform == "linux":  # every connection inherits it from the listener
             listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
     except OSError as error:

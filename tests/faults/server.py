@@ -21,13 +21,12 @@ from app.settings import Settings
 from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models
 from tests.load.processes import Server, free_port, server
 
-
 REMEMBERED = 2000
 """Conversations: more than are in flight. What is measured is the server's memory, not the fake's."""
 
 
 class Echo(FakeEngine):
-    """Says the last word of a conversation's first message of the user, `max_tokens` times, and forgets it."""
+    """Says the last word of the user's first message, `max_tokens` times, and forgets it."""
 
     async def prepare(
         self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None

@@ -202,7 +202,7 @@ async def test_a_hundred_slow_readers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [1_000_000, 100])
+@pytest.mark.parametrize("tokens", [1_000_000, 300])
 async def test_a_reader_that_stands_still_loses_its_connection(tmp_path: Path, tokens: int) -> None:
     """In the middle of its stream, and when all of it is written but not read."""
     limit_s, number = 2.0, count(100, 10)

@@ -200,7 +200,8 @@ async def the_place(directory: Path) -> AsyncIterator[Place]:
         slow = SlowScorer(scorer)
         models = replace(served.models, scorer=slow)
         async with serving(Served(models, served.close, served.engine_version)) as (url, app):
-            process = psutil.Process().children(recursive=True)[0]
+            manager = engine._llm.engine_core.resources.engine_manager
+            process = psutil.Process(manager.processes[0].pid)
             yield Place(url, app, engine._llm, slow, process)
     finally:
         await served.close()
