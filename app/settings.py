@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     policy_model: str | None = Field(
         default=None, description="the policy's name upstream; the upstream's first model without it"
     )
-    improver_model: str | None = None
-    gap_reward_model: str | None = None
+    improver_model: str | None = Field(default=None, description="the improver's name upstream")
+    gap_reward_model: str | None = Field(default=None, description="the gap reward's name upstream")
     improve_turn: str | None = Field(
         default=None, description="the sentence that asks for an improvement, where no pit.json says it"
     )
@@ -75,21 +75,25 @@ class Settings(BaseSettings):
     upstream_start_timeout_s: float = Field(
         default=60.0, ge=0, description="how long a start waits for the first upstream to answer"
     )
-    upstream_connect_timeout_s: float = Field(default=5.0, gt=0)
+    upstream_connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="how long a connection, and an answer to a health check, may take"
+    )
     upstream_silence_timeout_s: float = Field(
         default=120.0, gt=0, description="wait for an upstream's first token, and between two"
     )
     upstream_timeout_s: float = Field(default=600.0, gt=0, description="deadline of one upstream request")
     upstream_retries: int = Field(default=2, ge=0, description="attempts after the first")
-    upstream_health_interval_s: float = Field(default=5.0, gt=0)
+    upstream_health_interval_s: float = Field(
+        default=5.0, gt=0, description="pause between two health checks of an upstream, in seconds"
+    )
     upstream_breaker_failures: int = Field(
         default=5, ge=1, description="failures in a row after which an upstream is left alone for a while"
     )
     upstream_sticky_slack: int = Field(
         default=8, ge=0, description="requests that a conversation's upstream may have over the least busy"
     )
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="number format of the engines; auto: the checkpoint's own"
     )
@@ -184,7 +188,9 @@ class Settings(BaseSettings):
     retention_mb: float = Field(
         default=1000.0, ge=0, description="beyond this size the oldest stored runs are deleted; 0: never"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="what is logged beside the lines of the requests"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")
     engine_metrics: bool = Field(
