@@ -94,6 +94,7 @@ class Protocol(HttpToolsProtocol):
             if self._fed > self._limits.head_bytes:
                 self._refuse(self._too_large())
         if not self._answering() and self._timer is None and self.timeout_keep_alive_task is None:
+            # A head, or the rest of a body that was answered before its end: neither may take for ever.
             self._wait(self._limits.head_s, self._late)
 
     def on_message_begin(self) -> None:
@@ -126,7 +127,7 @@ class Protocol(HttpToolsProtocol):
         limit = self._limits.head_s
         if self._reading_head:
             self._refuse(RequestTimeout(f"The head of the request did not arrive within {limit:g} s."))
-        else:  # it was only opened
+        else:
             self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -177,15 +178,6 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch_reader()
-        # An answer before the end of its body: the rest is read and thrown away, but not for ever.
-        if not self._answering() and self.cycle.more_body:
-            self._wait(LINGER_S, self.transport.close)
-
-    def on_message_complete(self) -> None:
-        if not self._answering() and self.cycle.more_body:
-            self.cycle.more_body = False
-            self._stop_waiting()
-        super().on_message_complete()
 
     # ------------------------------------------------------------------------------------------ writing
 

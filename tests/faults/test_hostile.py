@@ -60,6 +60,7 @@ def chunk(data: bytes) -> bytes:
 
 CHUNKED = post("transfer-encoding: chunked")
 DEEP = "[" * 50_000
+NESTED = json.loads("[" * 200 + "]" * 200)
 TLS_HELLO = bytes.fromhex("16030100a5010000a10303") + bytes(154)
 # What is sent, in pieces with a pause between them where it is slow; and the status that it deserves.
 CASES: dict[str, tuple[list[bytes], set[int]]] = {
@@ -90,6 +91,7 @@ CASES: dict[str, tuple[list[bytes], set[int]]] = {
     "deep JSON": ([sized(DEEP)], {400}),
     "deep objects": ([sized('{"a":' * 15_000)], {400}),
     "deep and whole": ([sized("[" * 9_000 + "]" * 9_000)], {400}),
+    "a schema that is deep": ([with_field(keep={"json_schema": {"enum": NESTED}})], {400}),
     "NaN": ([sized('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}')], {400}),
     "infinity": ([sized('{"messages": [{"role": "user", "content": "x"}], "top_p": 1e999}')], {400}),
     "a lone surrogate": ([sized('{"messages": [{"role": "user", "content": "\\ud800"}]}')], {400}),

@@ -53,7 +53,7 @@ async def refused(http: aiohttp.ClientSession, url: str) -> None:
 
 
 async def test_sigterm_with_a_hundred_in_flight(tmp_path: Path) -> None:
-    with fake_server(tmp_path, token_ms=100, tokens=20, shutdown_grace_s=20) as server:
+    with fake_server(tmp_path, token_ms=100, tokens=40, shutdown_grace_s=20) as server:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as http:
             asked = [asyncio.create_task(ask(http, server.url, *KINDS[n % 4])) for n in range(100)]
@@ -67,6 +67,7 @@ async def test_sigterm_with_a_hundred_in_flight(tmp_path: Path) -> None:
                 assert live.status == 200
             for _ in range(5):
                 await refused(http, server.url)
+                await asyncio.sleep(0.3)
             answers = await asyncio.gather(*asked, return_exceptions=True)
             finished = sum(isinstance(answer, str) for answer in answers)
             status = await asyncio.to_thread(server.process.wait, 20)
