@@ -30,8 +30,6 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than clients and proxies keep one in their pools (httpx 5 s,
 load balancers 60 s). The side that closes first must be the client, or a request can meet the closing."""
-
-
 LEFT_S = 2.0
 """How long cancelled requests may take to answer, and answered clients to read, before the server ends."""
 FILES_BESIDE = 256
