@@ -72,8 +72,8 @@ def block(found: Sequence[Found]) -> str:
             lines.append("| | not measured in this run | | | |")
         for figure in of_row:
             short = "" if figure["full"] else " (short form)"
-            cells = ("", figure["what"] + short, figure["measured"], figure["bar"], _verdict(figure))
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            cells = (figure["what"] + short, figure["measured"], figure["bar"], _verdict(figure))
+            lines.append("| | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 

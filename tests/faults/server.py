@@ -18,35 +18,33 @@ from app.checkpoint import SamplingDefaults
 from app.engines.base import Delta, FinishReason, Message, Prompt, Sampling, Tools
 from app.improve.options import Models
 from app.settings import Settings
-from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models
+from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models, words_of
 from tests.load.processes import Server, free_port, server
 
-REMEMBERED = 2000
-"""Conversations: more than are in flight. What is measured is the server's memory, not the fake's."""
+WORD_FOLLOWS = -1
 
 
 class Echo(FakeEngine):
-    """Says the last word of the user's first message, `max_tokens` times, and forgets it."""
+    """Says the last word of the user's first message, `max_tokens` times. The word is in the prompt's ids, so
+    that nothing has to be remembered: what is measured is the server's memory, not the fake's."""
 
     async def prepare(
         self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
     ) -> Prompt:
-        prompt = await super().prepare(messages, count=count, tools=tools)
-        self.tools.clear()
-        while len(self._chats) > REMEMBERED:
-            self._chats.pop(next(iter(self._chats)))
-        return prompt
+        text = next((str(m["content"]) for m in messages if m["role"] == "user"), "")
+        word = (text.split() or ["word"])[-1]
+        tokens = sum(2 + words_of(str(m["content"])) for m in messages)
+        return Prompt([WORD_FOLLOWS, *map(ord, word)], tokens)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         assert isinstance(prompt.content, list)
-        chat = self._chats.pop(prompt.content[0], [])
-        said = next((str(m["content"]) for m in chat if m["role"] == "user"), "").split() or ["word"]
+        known = prompt.content[:1] == [WORD_FOLLOWS]
+        token = ("".join(map(chr, prompt.content[1:])) if known else "word") + " "
         self.running += 1
         try:
             for number in range(1, sampling.max_tokens + 1):
                 await asyncio.sleep(self.delay_s)
                 ends: FinishReason | None = "length" if number == sampling.max_tokens else None
-                token = f"{said[-1]} "
                 yield Delta(token, 1, ends, logprobs=self._logprobs(token, sampling.logprobs))
         finally:
             self.running -= 1

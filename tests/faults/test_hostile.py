@@ -24,6 +24,7 @@ from tests.faults.server import fake_server
 from tests.faults.test_streams import memory_mib
 from tests.load.processes import Server
 
+pytestmark = pytest.mark.slow
 HEAD_S, BODY_S, BODY_BYTES, HEAD_BYTES, CONNECTIONS = 0.5, 0.7, 100_000, 8_000, 300
 GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "reference": "no"}
 
@@ -159,7 +160,6 @@ async def flat(server: Server, work: Callable[[], Any], rounds: int) -> float:
     return memory_mib(server) - before
 
 
-@pytest.mark.slow
 async def test_hostile_requests(server: Server) -> None:
     problems: set[str] = set()
     asked = 0
@@ -218,7 +218,6 @@ FIELDS = st.sampled_from([
 ANYTHING = st.one_of(st.dictionaries(FIELDS, VALUES, min_size=1, max_size=3), VALUES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", paths())
 def test_bodies_of_any_shape(server: Server, path: str) -> None:
     """A good request with some of its fields replaced by anything, or anything in its place: never a 5xx."""

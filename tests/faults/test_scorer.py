@@ -16,6 +16,7 @@ import pytest
 from tests.faults.figures import Figure, count, say
 from tests.load.processes import Server, free_port, server
 
+pytestmark = pytest.mark.slow
 SCORING_S = 1.0
 ASKED: dict[str, Any] = {
     "messages": [{"role": "user", "content": "What is the price?"}], "reference": "No.", "max_iterations": 2,

@@ -20,6 +20,7 @@ from tests.faults.figures import Figure, count, say
 from tests.faults.server import fake_server
 from tests.load.processes import Server, free_port
 
+pytestmark = pytest.mark.slow
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "say hello"}], "reference": "no"}
 CHAT: dict[str, Any] = {"model": "policy", "messages": ASKED["messages"]}
 KINDS: list[tuple[str, dict[str, Any]]] = [

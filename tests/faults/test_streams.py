@@ -16,6 +16,7 @@ from tests.faults.figures import FULL, Figure, count, say
 from tests.faults.server import fake_server
 from tests.load.processes import Server
 
+pytestmark = pytest.mark.slow
 CANARY = re.compile(r"canary\d+-\d+")
 
 
@@ -53,7 +54,6 @@ def growth(samples: list[tuple[float, float]]) -> float:
     return 60 * statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
-@pytest.mark.slow
 async def test_many_streams_for_long(tmp_path: Path) -> None:
     """Half of them runs that are stored. Each has a word of its own, which all of its tokens are."""
     streams, seconds, warm_s = count(500, 100), count(150, 12), count(30, 4)
@@ -153,7 +153,6 @@ async def in_flight(http: aiohttp.ClientSession, url: str) -> int:
     return int(found[1]) - 1
 
 
-@pytest.mark.slow
 async def test_a_hundred_slow_readers(tmp_path: Path) -> None:
     """1 KB a second each, of streams that would fill any memory: what they do not take is not made."""
     seconds, number = count(60, 4), 100
@@ -201,7 +200,6 @@ async def test_a_hundred_slow_readers(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1_000_000, 300])
 async def test_a_reader_that_stands_still_loses_its_connection(tmp_path: Path, tokens: int) -> None:
     """In the middle of its stream, and when all of it is written but not read."""
