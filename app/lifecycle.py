@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from app.errors import Overloaded
 
-OPEN_WHILE_DRAINING = ("/health", "/metrics", "/version")
-"""Beginnings of the paths that a draining server still answers: those that ask about it."""
+OPERATIONS = ("/health", "/metrics", "/version")
+"""Beginnings of the paths that ask about the server: answered also while it drains, or is full."""
 TICK_S = 0.02
 
 
@@ -33,7 +33,7 @@ class Lifecycle:
     def request(self, path: str) -> Iterator[bool]:
         """Around a request: True where it is not to be answered, as the server drains. What was taken before
         is answered."""
-        if path.startswith(OPEN_WHILE_DRAINING):
+        if path.startswith(OPERATIONS):
             yield False
             return
         if self.draining:

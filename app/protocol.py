@@ -18,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, BadRequest, HeadersTooLarge, Overloaded, RequestTimeout
-from app.lifecycle import OPEN_WHILE_DRAINING
+from app.lifecycle import OPERATIONS
 from app.settings import Settings
 
 MAX_HEADERS = 100
@@ -171,7 +171,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         path = cycle.scope["path"]
-        if len(self.connections) > self._limits.connections and not path.startswith(OPEN_WHILE_DRAINING):
+        if len(self.connections) > self._limits.connections and not path.startswith(OPERATIONS):
             app = partial(_busy, self._limits.connections)
         super()._start_asgi_task(cycle, app)
 
