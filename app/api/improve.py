@@ -14,7 +14,7 @@ from app.improve.loop import ImprovementRun
 from app.improve.options import Models
 from app.runs import Runs
 from app.runtime import Runtime
-from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
+from app.schemas import ERRORS, STREAMED, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
 from app.telemetry import Telemetry
 
 router = APIRouter(tags=["improve"])
@@ -31,7 +31,7 @@ async def finish(run: ImprovementRun, telemetry: Telemetry) -> Result:
     raise AssertionError("a run ends with run.completed or run.failed")
 
 
-@router.post("/v1/improve", response_model=Improvement, responses=ERRORS)
+@router.post("/v1/improve", response_model=Improvement, responses=STREAMED)
 async def improve(body: ImproveRequest, request: Request) -> Any:
     """Improve a response. With `stream: true` the answer is a stream of Server-Sent Events."""
     runtime: Runtime = request.app.state.runtime

@@ -25,8 +25,11 @@ WORD_FOLLOWS = -1
 
 
 class Echo(FakeEngine):
-    """Says the last word of the user's first message, `max_tokens` times. The word is in the prompt's ids, so
-    that nothing has to be remembered: what is measured is the server's memory, not the fake's."""
+    """Says the last word of the user's first message, `max_tokens` times, `longest` at most. The word is in
+    the prompt's ids, so that nothing has to be remembered: what is measured is the server's memory, not the
+    fake's."""
+
+    longest: int = 1_000_000
 
     async def prepare(
         self, messages: Sequence[Message], *, count: bool = True, tools: Tools | None = None
@@ -42,31 +45,31 @@ class Echo(FakeEngine):
         token = ("".join(map(chr, prompt.content[1:])) if known else "word") + " "
         self.running += 1
         try:
-            for number in range(1, sampling.max_tokens + 1):
+            last = min(self.longest, sampling.max_tokens)
+            for number in range(1, last + 1):
                 await asyncio.sleep(self.delay_s)
-                ends: FinishReason | None = "length" if number == sampling.max_tokens else None
+                ends: FinishReason | None = "length" if number == last else None
                 yield Delta(token, 1, ends, logprobs=self._logprobs(token, sampling.logprobs))
         finally:
             self.running -= 1
 
 
-def models(token_ms: float, tokens: int, score_ms: float) -> Models:
+def models(token_ms: float, tokens: int, longest: int) -> Models:
     """As the options say."""
-    defaults = SamplingDefaults(0.7, max_tokens=tokens)
-    policy, improver = (
-        Echo(context_length=2_000_000, defaults=defaults, delay_s=token_ms / 1000) for _ in range(2)
-    )
-    return fake_models(policy, improver, FakeScorer(delay_s=score_ms / 1000, context_length=10_000_000))
+    policy, improver = (Echo(context_length=2_000_000, delay_s=token_ms / 1000) for _ in range(2))
+    for engine in (policy, improver):
+        engine.defaults, engine.longest = SamplingDefaults(0.7, max_tokens=tokens), longest
+    return fake_models(policy, improver, FakeScorer(context_length=10_000_000))
 
 
 @contextmanager
 def fake_server(
-    directory: Path, *, token_ms: float = 20, tokens: int = 20, score_ms: float = 0, **settings: Any
+    directory: Path, *, token_ms: float = 20, tokens: int = 20, longest: int = 1_000_000, **settings: Any
 ) -> Iterator[Server]:
     """The server in a process of its own, ready."""
     port = settings.setdefault("port", free_port())
     settings.setdefault("database", f"sqlite:///{directory}/pit-{port}.db")
-    options = ["--token-ms", str(token_ms), "--tokens", str(tokens), "--score-ms", str(score_ms)]
+    options = ["--token-ms", str(token_ms), "--tokens", str(tokens), "--longest", str(longest)]
     command = [sys.executable, "-m", "tests.faults.server", *options, json.dumps(settings)]
     log = directory / f"server-{port}.log"
     with server("server", command, port=port, log=log, ready="/health/ready") as found:
@@ -82,12 +85,12 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--token-ms", type=float, default=20)
     parser.add_argument("--tokens", type=int, default=20)
-    parser.add_argument("--score-ms", type=float, default=0)
+    parser.add_argument("--longest", type=int, default=1_000_000)
     parser.add_argument("settings", type=json.loads)
     given = parser.parse_args()
     settings = Settings(**{"access_log": False} | given.settings)
     configure_logging(settings)
-    return run(settings, factory_of(models(given.token_ms, given.tokens, given.score_ms)), Console())
+    return run(settings, factory_of(models(given.token_ms, given.tokens, given.longest)), Console())
 
 
 if __name__ == "__main__":

@@ -151,8 +151,8 @@ def problem_of(status: int, body: Any, wanted: Callable[[int], bool]) -> str | N
 
 
 async def flat(server: Server, work: Callable[[], Any], rounds: int) -> float:
-    """MiB by which the server grew over the rounds, after two to warm up."""
-    for _ in range(2):
+    """MiB by which the server grew over the rounds, after some to warm up."""
+    for _ in range(2 + rounds // 10):
         await work()
     before = memory_mib(server)
     for _ in range(rounds):
