@@ -31,7 +31,8 @@ LONG = 3000
 MESSAGES = [{"role": "user", "content": "What is the price of the lamp?"}]
 CHAT = {"model": "policy", "messages": MESSAGES, "max_tokens": LONG, "temperature": 1.5}
 IMPROVE = {"messages": MESSAGES, "reference": "No.", "max_tokens": LONG, "temperature": 1.5}
-SHORT = {**IMPROVE, "max_tokens": 4}
+SHORT = {**IMPROVE, "max_tokens": 4, "candidates": 3}
+"""Three: one alone may be empty, and an empty one is not scored."""
 
 
 @dataclass
