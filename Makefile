@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: help setup demo test lint format types check evaluate bench bench-training pins clean distclean
+.PHONY: help setup demo test lint format types check faults docs evaluate bench bench-training pins clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,6 +37,14 @@ types: setup  ## mypy, strict
 
 check: lint types  ## lint, types and the fast tests
 	$(BIN)/pytest -m "not engine and not slow"
+
+faults: setup  ## the fault tests in full (about half an hour), and the table of docs/reliability.md from their figures
+	rm -rf runs/faults
+	@failed=0; PIT_FAULTS=full $(BIN)/pytest -s $$(grep -rl "import.*\bsay\b" tests --include='test_*.py') || failed=1; \
+	  $(BIN)/python scripts/reliability.py; exit $$failed
+
+docs: setup  ## write what is made from the code: docs/configuration.md
+	@$(BIN)/python scripts/configuration.py
 
 evaluate: setup  ## evaluate the checkpoints of the demo with its gold scorer
 	$(BIN)/pit-train evaluate training/configs/demo.yaml

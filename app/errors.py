@@ -108,6 +108,16 @@ class Conflict(AppError):
     status, type, code = 409, "conflict_error", "conflict"
 
 
+class RequestTimeout(AppError):
+    """The request did not arrive in time."""
+
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class HeadersTooLarge(AppError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
 class TooLarge(AppError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
@@ -164,7 +174,9 @@ _BY_STATUS = {
         Forbidden,
         NotFound,
         MethodNotAllowed,
+        RequestTimeout,
         TooLarge,
+        HeadersTooLarge,
         RateLimited,
         Overloaded,
         DeadlineExceeded,

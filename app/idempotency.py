@@ -108,7 +108,12 @@ class Idempotency:
         async def run(send: Send) -> None:
             await self.app(dict(scope), _only(body), send)
 
-        execution.task = asyncio.create_task(execution.resolve(run))
+        async def counted() -> None:
+            # Its client may leave before its end: a server that drains waits for it all the same.
+            with self.runtime.lifecycle.request(scope["path"]):
+                await execution.resolve(run)
+
+        execution.task = asyncio.create_task(counted())
         return execution, True
 
 

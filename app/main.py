@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app import __version__
 from app.access import document
@@ -25,6 +26,7 @@ from app.middleware import RequestContext, error_response
 from app.observe import observed
 from app.runs import Runs
 from app.runtime import ModelFactory, Runtime, Served, start_models
+from app.schemas import ERRORS
 from app.settings import Settings
 from app.telemetry import Telemetry
 from app.tracing import OpenTelemetryTracer
@@ -81,16 +83,17 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     app.add_middleware(Idempotency, runs=kept, runtime=runtime, telemetry=telemetry, live=executions)
     app.add_middleware(
         RequestContext,
+        settings=settings,
         telemetry=telemetry,
+        lifecycle=runtime.lifecycle,
         keys=keys,
-        max_body_bytes=settings.max_body_bytes,
         uploads={"/v1/files": settings.max_file_bytes + UPLOAD_OVERHEAD},
     )
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     for module in (improve, runs, feedback, chat, completions, files, batches, models, health):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=ERRORS)
     app.openapi = lambda: document(FastAPI.openapi(app))  # type: ignore[method-assign]
     return app
 
@@ -114,11 +117,22 @@ async def _app_error(_: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the framework refuses by itself. Its own text is not shown; its headers (Allow) are."""
+    """What the framework refuses by itself. Its own text is not shown."""
     assert isinstance(error, HTTPException)
     response = error_response(from_status(error.status_code, request.url.path, request.method))
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["allow"] = ", ".join(sorted(_methods(request)))
     return response
+
+
+def _methods(request: Request) -> set[str]:
+    """What the routes of this path answer together: each knows its own methods alone."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

@@ -1,5 +1,5 @@
-"""One pure ASGI middleware around everything: request id, API key, body limit, metrics, span, one line in the
-log, and the last resort for exceptions."""
+"""One pure ASGI middleware around everything: request id, API key, limits of the body, what a server that
+stops still takes, metrics, span, one line in the log, and the last resort for exceptions."""
 
 import asyncio
 import logging
@@ -13,14 +13,23 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import INTERNAL_ERROR_MESSAGE, STATUS_CLIENT_CLOSED, AppError, BadRequest, TooLarge
+from app.depth import MAX_DEPTH, too_deep
+from app.errors import (
+    INTERNAL_ERROR_MESSAGE,
+    STATUS_CLIENT_CLOSED,
+    AppError,
+    BadRequest,
+    RequestTimeout,
+    TooLarge,
+)
 from app.keys import KeyRing
+from app.lifecycle import Lifecycle, stopping
 from app.logs import access, log_access
 from app.observe import RequestState, current, trace_context
+from app.settings import Settings
 from app.telemetry import Telemetry, log_failure
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-BODY_TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 3600.0
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 QUIET_ROUTES = frozenset(("/health", "/health/live", "/health/ready", "/metrics"))
@@ -44,13 +53,14 @@ class RequestContext:
         self,
         app: ASGIApp,
         *,
+        settings: Settings,
         telemetry: Telemetry,
+        lifecycle: Lifecycle,
         keys: KeyRing,
-        max_body_bytes: int,
         uploads: Mapping[str, int] | None = None,
     ) -> None:
-        self.app, self.telemetry, self.keys, self.max_body_bytes = app, telemetry, keys, max_body_bytes
-        self.uploads = uploads or {}
+        self.app, self.settings, self.telemetry, self.lifecycle = app, settings, telemetry, lifecycle
+        self.keys, self.uploads = keys, uploads or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,15 +78,25 @@ class RequestContext:
         self._begin(scope, state)
         try:
             state.identity = await self.keys.admit(scope)
-            limit = self.uploads.get(scope["path"]) if scope["method"] == "POST" else None
-            if limit is None:
-                reading = _replay(await self._read_body(headers, receive), receive)
-            else:
-                reading = _limited(headers, receive, limit, state)
-            state.begin()
-            await self.app(scope, reading, answer.send)
+            with self.lifecycle.request(scope["path"]) as refused:
+                limit = self.uploads.get(scope["path"]) if scope["method"] == "POST" else None
+                if limit is not None and not refused:
+                    reading = _limited(headers, receive, limit, self.settings.body_timeout_s, state)
+                else:
+                    # Read in any case: an answer before the end of the body may be lost on its way.
+                    reading = _replay(await self._read_body(headers, receive), receive)
+                if refused:
+                    answer.closes = True
+                    raise stopping()
+                state.begin()
+                await self.app(scope, reading, answer.send)
         except AppError as error:
             await error_response(error)(scope, receive, answer.send)
+        except asyncio.CancelledError:
+            if answer.status or not self.lifecycle.was_ended():
+                raise
+            answer.closes = True
+            await error_response(stopping())(scope, receive, answer.send)
         except _ClientGone:
             self.telemetry.disconnects.labels(_route(scope)).inc()
         except Exception as error:
@@ -111,38 +131,39 @@ class RequestContext:
             log_access(state, route=route, method=method, status=status, seconds=seconds, overhead=overhead)
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """Raises `TooLarge`, or `BadRequest` for a body that does not arrive in time."""
-        too_large = TooLarge(
-            f"The body is larger than {self.max_body_bytes} bytes. Send a shorter conversation."
-        )
+        """Raises `TooLarge`, `RequestTimeout`, and `BadRequest` for JSON that is nested too deeply."""
+        limit, seconds = self.settings.max_body_bytes, self.settings.body_timeout_s
+        too_large = TooLarge(f"The body is larger than {limit} bytes. Send a shorter conversation.")
         declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.max_body_bytes:
+        if declared.isdecimal() and int(declared) > limit:
             raise too_large
         body = bytearray()
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                while True:
+            async with asyncio.timeout(seconds):
+                more = True
+                while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _ClientGone
                     body += message.get("body", b"")
-                    if len(body) > self.max_body_bytes:
+                    more = message.get("more_body", False)
+                    if len(body) > limit:
                         raise too_large
-                    if not message.get("more_body"):
-                        return bytes(body)
         except TimeoutError:
-            raise BadRequest(
-                f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", code="body_timeout"
-            ) from None
+            raise RequestTimeout(f"The body did not arrive within {seconds:g} s.") from None
+        if "json" in headers.get("content-type", "") and too_deep(body):
+            raise BadRequest(f"The body is nested more than {MAX_DEPTH} deep.", code="invalid_json")
+        return bytes(body)
 
 
 class _Answer:
-    """The way back to the client: adds the headers, and notices when the first event of a stream leaves."""
+    """The way back to the client: adds the headers, and notices when the first event of a stream leaves.
+    `closes`: the connection is not to be used again."""
 
-    __slots__ = ("_send", "_streams", "_telemetry", "arrived", "scope", "state", "status")
+    __slots__ = ("_send", "_streams", "_telemetry", "arrived", "closes", "scope", "state", "status")
 
     def __init__(self, scope: Scope, send: Send, state: RequestState, telemetry: Telemetry) -> None:
-        self.scope, self.state, self.status = scope, state, 0
+        self.scope, self.state, self.status, self.closes = scope, state, 0, False
         self.arrived = time.perf_counter()
         self._send, self._telemetry, self._streams = send, telemetry, False
 
@@ -155,6 +176,8 @@ class _Answer:
                 (b"x-pit-overhead-ms", b"%.2f" % (1000 * state.overhead_s)),
                 *state.headers,
             ]
+            if self.closes:
+                added.append((b"connection", b"close"))
             message["headers"] = [*message.get("headers", ()), *added]
             self._streams = EVENT_STREAM in message["headers"]
         elif self._streams and not message["body"].startswith(b":"):  # a comment is no event
@@ -186,9 +209,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _limited(headers: Headers, receive: Receive, limit: int, state: RequestState) -> Receive:
-    """A `receive` for an application that reads a long body itself: it raises `TooLarge`, and `BadRequest`
-    when the next piece does not come in time, or the whole."""
+def _limited(
+    headers: Headers, receive: Receive, limit: int, piece_s: float, state: RequestState
+) -> Receive:
+    """A `receive` for an application that reads a long body itself: it raises `TooLarge`, and
+    `RequestTimeout` when the next piece does not come in time, or the whole."""
     too_large = TooLarge(f"The body is larger than {limit} bytes. Split the file.")
     declared = headers.get("content-length", "")
     received, ends, complete = 0, time.monotonic() + UPLOAD_TIMEOUT_S, False
@@ -201,10 +226,10 @@ def _limited(headers: Headers, receive: Receive, limit: int, state: RequestState
             raise too_large
         state.pause()
         try:
-            async with asyncio.timeout(min(BODY_TIMEOUT_S, ends - time.monotonic())):
+            async with asyncio.timeout(min(piece_s, ends - time.monotonic())):
                 message = await receive()
         except TimeoutError:
-            raise BadRequest("The body did not arrive in time.", code="body_timeout") from None
+            raise RequestTimeout("The body did not arrive in time.") from None
         finally:
             state.resume()
         if message["type"] == "http.disconnect":

@@ -185,9 +185,13 @@ class Runs:
         wanted = self.settings.store if body.store is None else body.store
         return LiveRun(run, body, self, self.store if wanted else None)
 
+    async def cancel_all(self) -> None:
+        """End every run with its best so far, and have it stored: its caller gets it as the answer."""
+        await asyncio.gather(*(live.cancel() for live in list(self.live.values())))
+
     async def stop(self) -> None:
         """Cancel what runs, and write what is left."""
-        await asyncio.gather(*(live.cancel() for live in list(self.live.values())))
+        await self.cancel_all()
         if self.store:
             await self.store.close()
 

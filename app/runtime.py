@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from app.engines.base import Engine
 from app.errors import AppError, CheckpointError, Overloaded, StoreError
 from app.improve.options import Models
+from app.lifecycle import Lifecycle, stopping
 from app.served import ModelFactory, Served
 from app.settings import Settings
 from app.start import start_models
@@ -24,6 +25,7 @@ class Runtime:
     factory: ModelFactory = start_models
     served: Served | None = None
     failure: str | None = None
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
     stopping: bool = False
     ready_after_s: float | None = None
     _started: float = field(default_factory=time.monotonic)
@@ -59,18 +61,18 @@ class Runtime:
     @property
     def models(self) -> Models:
         """Raises `Overloaded` while the server starts, stops, or could not start."""
-        if self.served is None or self.stopping:
+        if self.stopping:
+            raise stopping()
+        if self.served is None:
             raise Overloaded(
-                "The server is stopping. Send the request to another one."
-                if self.stopping
-                else "The models are not ready yet. /health/ready says why; try again in some seconds.",
+                "The models are not ready yet. /health/ready says why; try again in some seconds.",
                 code="not_ready",
             )
         return self.served.models
 
     async def not_ready_because(self) -> list[str]:
         """Empty when the server can answer; otherwise the reasons, fit to be shown."""
-        if self.stopping:
+        if self.stopping or self.lifecycle.draining:
             return ["the server is stopping"]
         if self.failure:
             return [self.failure]

@@ -325,5 +325,12 @@ class ErrorOut(ResponseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorOut} for status in (400, 404, 405, 413, 429, 500, 503, 504)
+    status: {"model": ErrorOut}
+    for status in (400, 401, 403, 404, 405, 408, 409, 413, 429, 431, 500, 503, 504, "4XX", "5XX")
 }
+"""Of every operation: `create_app` adds them. 4XX stands in place of the framework's own 422."""
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}},
+    **ERRORS,
+}
+"""Of operations that answer with Server-Sent Events where the request says `stream`."""

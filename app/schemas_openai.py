@@ -161,7 +161,7 @@ class GenerationRequest(SamplingOptions):
     nothing to this server, and are let through because clients send them by themselves.
     """
 
-    model: Annotated[Text, Field(min_length=1, max_length=256)]
+    model: Annotated[Text, Field(min_length=1, max_length=256, examples=["policy", "pit"])]
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000, description="-1 and 0: no limit")
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)

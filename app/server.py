@@ -1,20 +1,27 @@
-"""Run the HTTP server in this process: bind, start the models, say when it is ready, end cleanly on
-SIGTERM."""
+"""Run the HTTP server in this process: bind, start the models, say when it is ready, drain on SIGTERM."""
 
 import asyncio
+import logging
+import os
+import resource
 import signal
 import socket
+import sys
 from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 
 from app.keys import guard
+from app.lifecycle import Lifecycle
 from app.limits.limits import check_limits
 from app.logs import quiet_loop_errors
 from app.main import create_app
-from app.runtime import Runtime
+from app.protocol import SPARE_CONNECTIONS, Limits, Protocol
+from app.runs import Runs
+from app.runtime import ModelFactory, Runtime
 from app.settings import Settings, SettingsError
 from app.start import read_checkpoints, start_models
 from app.tracing import check_tracing
@@ -25,6 +32,16 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than clients and proxies keep one in their pools (httpx 5 s,
 load balancers 60 s). The side that closes first must be the client, or a request can meet the closing."""
+LEFT_S = 2.0
+"""How long cancelled requests may take to answer, and answered clients to read, before the server ends."""
+FILES_BESIDE = 256
+"""Files that are open beside the connections: engines, database, libraries."""
+UNSENT_BYTES = 16 * 1024
+"""What the kernel takes of an answer before it sends it. The transport holds 64 KiB more; then the answer
+waits."""
+TCP_NOTSENT_LOWAT = 25
+"""Linux' option, which Python 3.11 does not name."""
+log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, console: Console) -> int:
@@ -33,23 +50,32 @@ def serve(settings: Settings, console: Console) -> int:
     check_tracing(settings)
     check_limits(settings)
     checkpoints = read_checkpoints(settings)
+    return run(settings, partial(start_models, checkpoints=checkpoints), console)
+
+
+def run(settings: Settings, factory: ModelFactory, console: Console) -> int:
+    """Serve the models of a factory until a signal: 0 after a drain, also where requests were cancelled at
+    the end of the grace; 128 and the signal's number where a second one forced the end."""
     listener = _bind(settings.host, settings.port)
     try:
         settings = guard(settings, listener.getsockname()[0])
     except SettingsError:
         listener.close()
         raise
-    app = create_app(settings, partial(start_models, checkpoints=checkpoints))
+    _allow_files(settings.max_connections)
+    app = create_app(settings, factory)
     config = uvicorn.Config(
         app,
+        http=partial(Protocol, Limits.of(settings)),  # type: ignore[arg-type]  # it is called as a class is
+        ws="none",
         log_config=None,
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+        timeout_graceful_shutdown=round(LEFT_S),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, app, settings.shutdown_grace_s)
     # uvicorn raises the signal again when it has shut down: this handler makes that a normal end, with
     # status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,8 +88,41 @@ def serve(settings: Settings, console: Console) -> int:
         return runner.run(_serve(server, listener, app.state.runtime, console, url))
 
 
+class _Server(uvicorn.Server):
+    """uvicorn, which drains before it shuts down: it goes on listening, so that new requests get an answer,
+    until those in flight have theirs."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, grace_s: float) -> None:
+        super().__init__(config)
+        self.runs: Runs = app.state.runs
+        self.lifecycle: Lifecycle = app.state.runtime.lifecycle
+        self.grace_s = grace_s
+        self.forced_by = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Of SIGTERM and SIGINT: the first drains, the second cancels, the third ends the process."""
+        self._captured_signals.append(sig)
+        if self.forced_by:
+            os._exit(128 + sig)
+        if self.lifecycle.draining:
+            self.forced_by, self.lifecycle.forced = sig, True
+        self.lifecycle.draining = self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifecycle.draining = True
+        if not await self.lifecycle.finished(self.grace_s):
+            number = self.lifecycle.in_flight
+            why = "a second signal" if self.forced_by else f"the end of {self.grace_s:g} s of grace"
+            log.warning("requests cancelled at %s: %d", why, number)
+            await self.runs.cancel_all()
+            if not await self.lifecycle.finished(LEFT_S, unless_forced=False):
+                self.lifecycle.end()
+                await self.lifecycle.finished(LEFT_S, unless_forced=False)
+        await super().shutdown(sockets)
+
+
 async def _serve(
-    server: uvicorn.Server, listener: socket.socket, runtime: Runtime, console: Console, url: str
+    server: _Server, listener: socket.socket, runtime: Runtime, console: Console, url: str
 ) -> int:
     asyncio.get_running_loop().set_exception_handler(quiet_loop_errors)
     announcer = asyncio.create_task(_announce(server, runtime, console, url))
@@ -71,7 +130,9 @@ async def _serve(
         await server.serve(sockets=[listener])
     finally:
         announcer.cancel()
-    return STARTUP_FAILED if runtime.failure else 0
+    if runtime.failure:
+        return STARTUP_FAILED
+    return 128 + server.forced_by if server.forced_by else 0
 
 
 async def _announce(server: uvicorn.Server, runtime: Runtime, console: Console, url: str) -> None:
@@ -112,6 +173,8 @@ def _bind(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # every connection inherits it from the listener
+            listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind(address)
     except OSError as error:
         raise SettingsError(
@@ -120,3 +183,14 @@ def _bind(host: str, port: int) -> socket.socket:
         ) from None
     listener.set_inheritable(False)
     return listener
+
+
+def _allow_files(connections: int) -> None:
+    """Let the process have a file for each connection, as far as the system's hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_CONNECTIONS + FILES_BESIDE
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("only %d files may be open here: too few for %d connections", hard, connections)
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

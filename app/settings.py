@@ -72,8 +72,8 @@ class Settings(BaseSettings):
     policy_model: str | None = Field(
         default=None, description="the policy's name upstream; the upstream's first model without it"
     )
-    improver_model: str | None = None
-    gap_reward_model: str | None = None
+    improver_model: str | None = Field(default=None, description="the improver's name upstream")
+    gap_reward_model: str | None = Field(default=None, description="the gap reward's name upstream")
     improve_turn: str | None = Field(
         default=None, description="the sentence that asks for an improvement, where no pit.json says it"
     )
@@ -83,21 +83,25 @@ class Settings(BaseSettings):
     upstream_start_timeout_s: float = Field(
         default=60.0, ge=0, description="how long a start waits for the first upstream to answer"
     )
-    upstream_connect_timeout_s: float = Field(default=5.0, gt=0)
+    upstream_connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="how long a connection, and an answer to a health check, may take"
+    )
     upstream_silence_timeout_s: float = Field(
         default=120.0, gt=0, description="wait for an upstream's first token, and between two"
     )
     upstream_timeout_s: float = Field(default=600.0, gt=0, description="deadline of one upstream request")
     upstream_retries: int = Field(default=2, ge=0, description="attempts after the first")
-    upstream_health_interval_s: float = Field(default=5.0, gt=0)
+    upstream_health_interval_s: float = Field(
+        default=5.0, gt=0, description="pause between two health checks of an upstream, in seconds"
+    )
     upstream_breaker_failures: int = Field(
         default=5, ge=1, description="failures in a row after which an upstream is left alone for a while"
     )
     upstream_sticky_slack: int = Field(
         default=8, ge=0, description="requests that a conversation's upstream may have over the least busy"
     )
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="number format of the engines; auto: the checkpoint's own"
     )
@@ -155,11 +159,28 @@ class Settings(BaseSettings):
     )
     verify: bool = Field(default=True, description="check file hashes and golden samples before readiness")
     max_body_bytes: int = Field(default=2_000_000, ge=1_000, description="largest request body")
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, description="how long a request's body may take to arrive, in seconds"
+    )
+    max_header_bytes: int = Field(
+        default=32_768, ge=1_000, description="largest head of a request: its address and headers"
+    )
+    header_timeout_s: float = Field(
+        default=15.0, gt=0, description="how long a request's head may take to arrive, in seconds"
+    )
+    write_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="a client that takes nothing of its answer for so long, in seconds, loses it",
+    )
+    max_connections: int = Field(
+        default=2_000, ge=1, description="connections at a time; requests on others are refused with 503"
+    )
     ping_interval_s: float = Field(
         default=10.0, gt=0, le=15, description="silence after which a stream sends a comment"
     )
     shutdown_grace_s: float = Field(
-        default=20.0, ge=0, description="how long running requests may finish after SIGTERM"
+        default=20.0, ge=0, description="how long, in seconds, running requests may finish after SIGTERM"
     )
     database: str = Field(
         default_factory=default_database,
@@ -201,10 +222,14 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=1000, ge=0, description="requests that may wait for a slot")
     queue_timeout_s: float = Field(default=30.0, gt=0, description="how long a request waits for a slot")
     key_requests_per_minute: int | None = Field(
-        default=None, ge=1, description="the same of each key that has no limit of its own"
+        default=None, ge=1, description="requests of each key that has no limit of its own"
     )
-    key_tokens_per_minute: int | None = Field(default=None, ge=1)
-    key_concurrency: int | None = Field(default=None, ge=1)
+    key_tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="tokens of each key that has no limit of its own"
+    )
+    key_concurrency: int | None = Field(
+        default=None, ge=1, description="requests at a time of each key that has no limit of its own"
+    )
     limits_url: Annotated[SecretStr, AfterValidator(_limits_url)] | None = Field(
         default=None, description="Redis or Valkey that several servers count in: redis://HOST:PORT"
     )
@@ -227,7 +252,9 @@ class Settings(BaseSettings):
     feedback_retention_days: float = Field(
         default=0.0, ge=0, description="feedback older than this is deleted with its pairs; 0: never"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="warning", description="what is logged beside the lines of the requests"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="form of a line of the log")
     access_log: bool = Field(default=True, description="one line in the log for each request")
     engine_metrics: bool = Field(

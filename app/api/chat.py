@@ -28,7 +28,7 @@ from app.improve.events import Result, TokenCount
 from app.improve.loop import ImprovementRun
 from app.improve.options import Models
 from app.runtime import Runtime
-from app.schemas import ERRORS
+from app.schemas import STREAMED
 from app.schemas_openai import ChatCompletionRequest
 from app.telemetry import Telemetry
 
@@ -37,7 +37,7 @@ PIECES = re.compile(r"\S+\s*|\s+")
 """A finished answer is streamed word by word, so that a client sees ordinary chunks."""
 
 
-@router.post("/v1/chat/completions", responses=ERRORS)
+@router.post("/v1/chat/completions", responses=STREAMED)
 async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any:
     """One chat completion, unary or streamed."""
     runtime: Runtime = request.app.state.runtime

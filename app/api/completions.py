@@ -16,14 +16,14 @@ from app.improve.answer import Answers, prepare_all
 from app.improve.options import Models
 from app.observe import current
 from app.runtime import Runtime
-from app.schemas import ERRORS
+from app.schemas import STREAMED
 from app.schemas_openai import COMPLETION_MAX_TOKENS, CompletionRequest
 from app.telemetry import Telemetry
 
 router = APIRouter(tags=["openai"])
 
 
-@router.post("/v1/completions", responses=ERRORS)
+@router.post("/v1/completions", responses=STREAMED)
 async def completions(body: CompletionRequest, request: Request) -> Any:
     """Completions of one prompt or several, unary or streamed."""
     runtime: Runtime = request.app.state.runtime

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from app import __version__
 from app.runtime import Runtime
@@ -52,7 +52,7 @@ async def version(request: Request) -> dict[str, str]:
     return {"version": __version__, "engine": runtime.served.engine_version if runtime.served else ""}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics: pit_*, and the engines' own."""
     runtime: Runtime = request.app.state.runtime

@@ -23,7 +23,7 @@ from app.improve.options import Models, Options
 from app.improve.progress import Progress
 from app.runs import Runs
 from app.runtime import Runtime
-from app.schemas import ERRORS, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
+from app.schemas import ERRORS, STREAMED, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
 from app.telemetry import Telemetry
 
 router = APIRouter(tags=["improve"])
@@ -64,7 +64,7 @@ def _got_further(event: Event, run: ImprovementRun) -> bool:
     return drafted or isinstance(event, IterationAccepted | IterationRejected)
 
 
-@router.post("/v1/improve", response_model=Improvement, responses=ERRORS)
+@router.post("/v1/improve", response_model=Improvement, responses=STREAMED)
 async def improve(body: ImproveRequest, request: Request) -> Any:
     """Improve a response. With `stream: true` the answer is a stream of Server-Sent Events."""
     runtime: Runtime = request.app.state.runtime

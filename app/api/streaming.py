@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.render import dumps, shown, sse
 from app.errors import STATUS_CLIENT_CLOSED
+from app.lifecycle import Lifecycle, stopping
 from app.observe import current
 from app.telemetry import Telemetry
 
@@ -49,6 +50,14 @@ async def unless_disconnected(
         for pending in (task, watcher):
             pending.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+def _last(error: Exception) -> bytes:
+    """How a stream that has begun ends with an error; its code goes into the request's line in the log."""
+    seen = shown(error)
+    if state := current.get():
+        state.error = seen.code
+    return sse(dumps(seen.body())) + sse("[DONE]")
 
 
 class EventStream(Response):
@@ -117,10 +126,16 @@ class EventStream(Response):
             if error := producer.exception():
                 if not begun or not isinstance(error, Exception):
                     raise error
-                seen = shown(error)
-                if state := current.get():
-                    state.error = seen.code
-                await write(sse(dumps(seen.body())) + sse("[DONE]"))
+                await write(_last(error))
+            await write(b"", more=False)
+        except asyncio.CancelledError:
+            lifecycle: Lifecycle = scope["app"].state.runtime.lifecycle
+            if not begun or not lifecycle.was_ended():
+                raise
+            # The server stops, and this stream took longer than it waits.
+            producer.cancel()
+            await asyncio.gather(producer, return_exceptions=True)
+            await write(_last(stopping()))
             await write(b"", more=False)
         finally:
             for task in (producer, *helpers):

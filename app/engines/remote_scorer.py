@@ -38,10 +38,13 @@ class RemoteScorer:
             "add_generation_prompt": False,
         }
         try:
-            answer = await self.pool.post(TOKENIZE, body)
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self.pool.post(TOKENIZE, body)
             return [int(token) for token in answer["tokens"]]
         except BadRequest:
             raise
+        except TimeoutError:
+            raise self._late() from None
         except (AppError, KeyError, TypeError, ValueError) as error:
             raise ScoringUnavailable("The gap reward's upstream cannot tokenize this response.") from error
 
@@ -50,10 +53,7 @@ class RemoteScorer:
             async with asyncio.timeout(self._timeout_s):
                 found = await together([self._score(comparison) for comparison in comparisons])
         except TimeoutError:
-            raise ScoringUnavailable(
-                f"The gap reward did not answer within {self._timeout_s:g} s. Try again, or send scoring:"
-                " best_effort."
-            ) from None
+            raise self._late() from None
         except ContextTooLong:
             raise ContextTooLong(
                 "The conversation with both responses is too long for the gap reward, whose context holds"
@@ -65,6 +65,12 @@ class RemoteScorer:
                 "The gap reward failed to score this response. Try again, or send scoring: best_effort."
             ) from error
         return Scores([value for value, _ in found], sum(tokens for _, tokens in found))
+
+    def _late(self) -> ScoringUnavailable:
+        return ScoringUnavailable(
+            f"The gap reward did not answer within {self._timeout_s:g} s. Try again, or send scoring:"
+            " best_effort."
+        )
 
     async def check_health(self) -> None:
         try:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -132,11 +133,41 @@ def _after_fork_in_child() -> None:
     """Make the new engine process independent of the server's signals, but not of its life."""
     if _fork_hooks.release is None:
         return
+    signal.set_wakeup_fd(-1)
+    _bind_to_server()
+
+
+def _bind_to_server() -> None:
+    """In an engine's process: deaf to the server's Ctrl-C, and gone when the server is."""
     # Ctrl-C reaches the whole process group: only the server may answer it, and it stops its engines itself.
     os.setpgid(0, 0)
-    signal.set_wakeup_fd(-1)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_spawned_engine(*arguments: Any, **named: Any) -> None:
+    """What a spawned engine process runs: vLLM's own loop, bound to the server that spawned it."""
+    _bind_to_server()
+    server = multiprocessing.parent_process()
+    if server is None or os.getppid() != server.pid:
+        return  # it ended meanwhile
+    from vllm.v1.engine.core import EngineCoreProc
+
+    EngineCoreProc.run_engine_core(*arguments, **named)
+
+
+@contextlib.contextmanager
+def _spawning() -> Iterator[None]:
+    """Engine processes that are spawned in the body run `run_spawned_engine`. vLLM itself watches no parent:
+    an engine would outlive a server that is killed. (A fork is bound by the hook below.)"""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    own = EngineCoreProc.run_engine_core
+    EngineCoreProc.run_engine_core = run_spawned_engine
+    try:
+        yield
+    finally:
+        EngineCoreProc.run_engine_core = staticmethod(own)
 
 
 def _after_fork_in_parent() -> None:
@@ -151,9 +182,9 @@ os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_
 class EngineStarter:
     """Starts engines, side by side where their processes are forked. Call `close` when they have ended.
 
-    Each engine is forked from a thread of its own that lives as long as the engine: the kernel kills a
-    child that asked for it (PR_SET_PDEATHSIG) when the thread that forked it ends. So no engine outlives a
-    server, however it is killed.
+    Each engine is forked or spawned from a thread of its own that lives as long as the engine: the kernel
+    kills a child that asked for it (PR_SET_PDEATHSIG) when the thread that started it ends. So no engine
+    outlives a server, however it is killed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -228,9 +259,11 @@ class EngineStarter:
             config = AsyncEngineArgs(**named).create_engine_config()
             # The CPU platform asks for "spawn" in every new configuration.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = method
-            if self.metrics is None:
-                return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-            return AsyncLLM.from_vllm_config(config, stat_loggers=[stat_logger(self.metrics)])
+            stats: dict[str, Any] = {"disable_log_stats": True}
+            if self.metrics is not None:
+                stats = {"stat_loggers": [stat_logger(self.metrics)]}
+            with _spawning() if method == "spawn" else contextlib.nullcontext():
+                return AsyncLLM.from_vllm_config(config, **stats)
         finally:
             _after_fork_in_parent()  # nothing was forked: spawned, or failed before
 

@@ -16,6 +16,7 @@ from app.settings import Settings
 from app.tracing import OpenTelemetryTracer
 from tests.app.conftest import Serve
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
+from tests.faults.figures import Figure, say
 
 CANARY = "canary7f3a"
 MESSAGES = [{"role": "system", "content": f"{CANARY} a"}, {"role": "user", "content": f"{CANARY} b"}]
@@ -128,8 +129,21 @@ async def test_no_canary_in_logs_metrics_and_spans(
     written = lines()
     assert written.count("/v1/improve") >= 8
     assert "pit.run.id" in spans or models == "prompt fails"
-    for where, text in (("logs", written), ("metrics", metrics), ("spans", spans)):
-        assert CANARY not in text.lower(), f"{where}: {text[max(0, text.lower().find(CANARY) - 300):][:600]}"
+    hits = 0
+    for text in (written, metrics, spans):
+        hits += text.lower().count(CANARY)
+        if CANARY in text.lower():
+            print(text[max(0, text.lower().find(CANARY) - 300) :][:600])
+    say(
+        Figure(
+            14,
+            "canaries in prompts, options, headers, addresses and exceptions",
+            f"{hits} hits in logs at debug level, metrics and spans of {len(statuses)} requests, with and"
+            " without failing models",
+            "0 hits",
+            hits == 0,
+        )
+    )
 
 
 @pytest.mark.parametrize("lines", ["text"], indirect=True)

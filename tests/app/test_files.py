@@ -161,18 +161,15 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(serve: Serve, d
     assert 'pit_disconnects_total{route="/v1/files"} 1.0' in (await client.get("/metrics")).text
 
 
-async def test_a_body_that_stops_is_given_up(
-    serve: Serve, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.middleware.BODY_TIMEOUT_S", 0.1)
-    client = await serve(fake_models(), database=f"sqlite:///{tmp_path}/pit.db")
+async def test_a_body_that_stops_is_given_up(serve: Serve, tmp_path: Any) -> None:
+    client = await serve(fake_models(), database=f"sqlite:///{tmp_path}/pit.db", body_timeout_s=0.1)
 
     async def stuck() -> AsyncGenerator[bytes, None]:
         yield raw(('name="file"; filename="a"', b"x"), end=b"")
         await asyncio.sleep(10)
 
     refused = await client.post("/v1/files", content=stuck(), headers={"content-type": FORM})
-    assert_error(refused, 400, "body_timeout")
+    assert_error(refused, 408, "request_timeout")
 
 
 async def test_files_have_pages_both_ways(serve: Serve, database: str) -> None:

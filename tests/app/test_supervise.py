@@ -48,6 +48,7 @@ class Builder:
     """Builds the engines that follow, after so many attempts that fail."""
 
     failures: int = 0
+    may_build: asyncio.Event | None = None
     times: list[float] = field(default_factory=list)
     built: list[Process] = field(default_factory=list)
 
@@ -55,6 +56,8 @@ class Builder:
         self.times.append(time.monotonic())
         if len(self.times) <= self.failures:
             raise CheckpointError("No memory.")
+        if self.may_build:
+            await self.may_build.wait()
         self.built.append(Process(delay_s=0.005))
         return self.built[-1]
 
@@ -162,6 +165,7 @@ async def test_an_idle_time_is_no_hang(process: Process, builder: Builder) -> No
 async def test_a_dead_engine_is_replaced(
     engine: SupervisedEngine, process: Process, builder: Builder
 ) -> None:
+    builder.may_build = asyncio.Event()  # a restart within the tick would be seen by nobody
     request = asyncio.create_task(generate(engine))
     await until(lambda: process.running == 1)
     process.dead = True
@@ -169,6 +173,7 @@ async def test_a_dead_engine_is_replaced(
         await request
     with pytest.raises(EngineFailed):
         await engine.check_health()
+    builder.may_build.set()
     await until(lambda: engine.restarts == 1)
     assert process.closed
     assert engine.engine is builder.built[0]

@@ -8,6 +8,8 @@ from typing import Any, cast
 import openai
 import pytest
 
+from tests.faults.figures import Figure, say
+
 pytestmark = pytest.mark.engine
 MESSAGES: list[Any] = [{"role": "user", "content": "What is the price of the lamp?"}]
 SCHEMA = {
@@ -43,7 +45,15 @@ async def test_it_chats(client: openai.AsyncOpenAI, model: str) -> None:
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
     assert text == answer.choices[0].message.content
     assert usage is not None
-    assert usage.completion_tokens == answer.usage.completion_tokens
+    say(
+        Figure(
+            15,
+            f"async, model {model}: chat, whole and streamed, with a seed",
+            f"the stream is the whole answer's text; {usage.completion_tokens} tokens of usage in both",
+            "as OpenAI's own server",
+            usage.completion_tokens == answer.usage.completion_tokens,
+        )
+    )
 
 
 async def test_it_asks_for_choices_and_logprobs(client: openai.AsyncOpenAI) -> None:
@@ -145,7 +155,15 @@ async def test_it_lists_models_and_sees_errors(client: openai.AsyncOpenAI) -> No
     answer = await client.chat.completions.create(
         model="pit", messages=MESSAGES, max_tokens=8, extra_body=extra
     )
-    assert answer.object == "chat.completion"
+    say(
+        Figure(
+            15,
+            "async: models, errors",
+            "2 models listed; NotFoundError, BadRequestError with code and param in 5 cases",
+            "as OpenAI's own server",
+            answer.object == "chat.completion",
+        )
+    )
 
 
 async def test_its_timeout_ends_the_request(client: openai.AsyncOpenAI) -> None:
@@ -164,4 +182,12 @@ async def test_the_synchronous_client(url: str) -> None:
             return whole, "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
     whole, streamed = await asyncio.to_thread(work)
-    assert whole == streamed != ""
+    say(
+        Figure(
+            15,
+            "sync: chat, whole and streamed",
+            "the stream is the whole answer's text" if whole == streamed else "the texts differ",
+            "as OpenAI's own server",
+            whole == streamed != "",
+        )
+    )

@@ -31,7 +31,8 @@ LONG = 3000
 MESSAGES = [{"role": "user", "content": "What is the price of the lamp?"}]
 CHAT = {"model": "policy", "messages": MESSAGES, "max_tokens": LONG, "temperature": 1.5}
 IMPROVE = {"messages": MESSAGES, "reference": "No.", "max_tokens": LONG, "temperature": 1.5}
-SHORT = {**IMPROVE, "max_tokens": 4}
+SHORT = {**IMPROVE, "max_tokens": 4, "candidates": 3}
+"""Three: one alone may be empty, and an empty one is not scored."""
 
 
 @dataclass
@@ -200,7 +201,8 @@ async def the_place(directory: Path) -> AsyncIterator[Place]:
         slow = SlowScorer(scorer)
         models = replace(served.models, scorer=slow)
         async with serving(Served(models, served.close, served.engine_version)) as (url, app):
-            process = psutil.Process().children(recursive=True)[0]
+            manager = engine._llm.engine_core.resources.engine_manager
+            process = psutil.Process(manager.processes[0].pid)
             yield Place(url, app, engine._llm, slow, process)
     finally:
         await served.close()
