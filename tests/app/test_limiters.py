@@ -1,6 +1,7 @@
 """The same of both limiters: in memory, and in a real Redis. Windows of a second, so that they can pass."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -9,7 +10,7 @@ from app.limits.asks import Ask, Grant, Limiter, Rate, Refusal, Slots
 from app.limits.local import LocalLimiter
 from app.limits.shared import SharedLimiter
 
-WINDOW_S = 1.2
+WINDOW_S = 0.9
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -62,10 +63,10 @@ async def test_a_rate_is_kept_and_comes_back_when_it_was_said(limiter: Limiter) 
     refusal = await refused(limiter, asked)
     assert refusal.by == asked.rates[0]
     assert refusal.levels[0].used == 3, "a refusal takes nothing"
-    await asyncio.sleep(refusal.wait_s - 0.1)
-    assert isinstance(await limiter.admit(asked), Refusal)
-    await asyncio.sleep(0.13)
-    await granted(limiter, asked)
+    said = time.monotonic()
+    while isinstance(await limiter.admit(asked), Refusal):
+        await asyncio.sleep(0.005)
+    assert refusal.wait_s - 0.005 <= time.monotonic() - said < refusal.wait_s + 0.5
 
 
 async def test_tokens_are_charged_and_what_was_not_used_comes_back(limiter: Limiter) -> None:
@@ -181,13 +182,13 @@ async def test_memory_is_given_back(limiter: Limiter, request: pytest.FixtureReq
 async def test_a_dead_servers_slots_come_back(redis: str) -> None:
     """It does not renew its leases; one that lives does, for as long as it takes."""
     asked = ask(slots=2)
-    dead, alive = (SharedLimiter(redis, lease_s=0.4) for _ in range(2))
+    dead, alive = (SharedLimiter(redis, lease_s=0.8) for _ in range(2))
     alive.start()
     await granted(dead, asked)
     await granted(alive, asked)
     await asyncio.sleep(0.2)
     assert isinstance(await alive.admit(asked), Refusal)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.8)
     await granted(alive, asked)
     assert isinstance(await alive.admit(asked), Refusal), "the living one's lease was renewed"
     for limiter in (dead, alive):

@@ -206,10 +206,10 @@ async def test_each_key_has_its_own_limits_and_the_servers_hold_for_all() -> Non
 
 async def test_requests_wait_for_a_slot_and_are_refused_after_their_deadline() -> None:
     """A stream that waits too long has a status of its own: nothing is sent before it is let in."""
-    engine = FakeEngine(script=lambda _: "word " * 10, delay_s=0.04)
+    engine = FakeEngine(script=lambda _: "word " * 10, delay_s=0.06)
     async with AsyncExitStack() as stack:
         client = await keyed(
-            stack, {}, fake_models(engine), max_concurrency=1, max_queue=2, queue_timeout_s=0.6,
+            stack, {}, fake_models(engine), max_concurrency=1, max_queue=2, queue_timeout_s=1,
             ping_interval_s=0.1,
         )  # fmt: skip
         body = CHAT | {"stream": True}
@@ -220,7 +220,7 @@ async def test_requests_wait_for_a_slot_and_are_refused_after_their_deadline() -
         answers = await asyncio.gather(*tasks)
         assert [answer.status_code for answer in answers] == [200, 200, 503, 503]
         assert "requests wait already" in answers[3].text
-        assert "none ended within 0.6 s" in answers[2].text
+        assert "none ended within 1 s" in answers[2].text
         assert answers[2].json()["error"]["code"] == "overloaded"
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[2:])
         assert ": ping" not in answers[1].text, "it is silent from its admission on, not from its arrival"
@@ -228,7 +228,7 @@ async def test_requests_wait_for_a_slot_and_are_refused_after_their_deadline() -
         assert value(text, "pit_admission_queue_depth") == value(text, "pit_admitted_requests") == 0
         assert value(text, "pit_admission_wait_seconds_count") == 3
         overhead = value(text, "pit_overhead_seconds_sum", route="/v1/chat/completions")
-        assert overhead < 0.4, "to wait for a slot is no work of ours"
+        assert overhead < 1, "to wait for a slot is no work of ours"
 
 
 async def test_openais_client_reads_the_refusals(serve: Serve) -> None:

@@ -76,7 +76,7 @@ async def test_a_redis_that_hangs_costs_a_quarter_of_a_second_once(serve: Serve,
             started = time.perf_counter()
             assert (await client.post("/v1/score", json=SCORE)).status_code == 200
             times.append(time.perf_counter() - started)
-        assert 0.2 < times[0] < 0.6
+        assert 0.2 < times[0] < 1
         assert max(times[1:]) < 0.2
         await degraded(client, True)
     finally:
