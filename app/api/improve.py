@@ -58,9 +58,8 @@ async def finish(run: ImprovementRun, telemetry: Telemetry, checkpoint: Checkpoi
 
 
 def _got_further(event: Event, run: ImprovementRun) -> bool:
-    """An iteration has ended, or the draft has (alone: candidates beside it are not finished yet)."""
-    drafting = run.options.reference is None and not run.plan.drafts_beside
-    drafted = drafting and isinstance(event, IterationStarted) and event.index == 1
+    """An iteration has ended, or the draft has."""
+    drafted = isinstance(event, IterationStarted) and event.index == 1 and run.options.reference is None
     return drafted or isinstance(event, IterationAccepted | IterationRejected)
 
 

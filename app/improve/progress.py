@@ -4,7 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.improve.events import CandidateFinish, Iteration, Scoring, StopReason, Usage
+from app.improve.events import CandidateFinish, Iteration, Scoring, StopReason, TokenCount, Usage
 
 if TYPE_CHECKING:
     from app.improve.loop import ImprovementRun
@@ -30,6 +30,10 @@ class Progress:
 
 def take(run: "ImprovementRun") -> Progress:
     """The progress of a run between two iterations."""
+    usage = deepcopy(run.usage)
+    if not run.iterations:
+        # What is generated beside the draft is generated again.
+        usage.improve = TokenCount()
     return Progress(
         id=run.id,
         created=run.created,
@@ -39,7 +43,7 @@ def take(run: "ImprovementRun") -> Progress:
         iterations=tuple(run.iterations),
         scoring=run.scoring,
         stop_reason=run.stop_reason,
-        usage=deepcopy(run.usage),
+        usage=usage,
         self_score=run.gate.self_scores.get(run.best) if run.gate else None,
         ms=run.ms(),
     )

@@ -27,7 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def engine_processes(pid: int | None = None) -> set[int]:
-    return {child.pid for child in psutil.Process(pid).children(recursive=True) if "Engine" in child.name()}
+    """Those that run: one that ended late, on a busy machine, is reaped with the next."""
+    return {
+        child.pid
+        for child in psutil.Process(pid).children(recursive=True)
+        if "Engine" in child.name() and child.status() != psutil.STATUS_ZOMBIE
+    }
 
 
 async def only_these_are_left(before: set[int], seconds: float = 30) -> bool:
