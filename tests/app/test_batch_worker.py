@@ -70,6 +70,18 @@ async def test_a_server_that_stops_hands_its_items_over(serve: Serve, database: 
     assert counted in metrics, "a server counts what it has done itself"
 
 
+async def test_progress_that_another_version_has_written_is_begun_anew(serve: Serve, database: str) -> None:
+    models = improving(0.0)
+    client = await serve(improving(0.05), database=database)
+    made = await submit(client, jsonl([line("a", **LONG)]))
+    await saved(database, 2)
+    await client.app.state.batches.stop()
+    await execute(database, """UPDATE batch_items SET progress = '{"steps": 1}'""")
+    batch = await until(await serve(models, database=database), made["id"])
+    assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    assert engine_of(models).started == 6
+
+
 async def test_what_somebody_else_has_taken_is_not_written(serve: Serve, database: str) -> None:
     """A worker that was believed dead and was not comes too late; the item has the other's result, once."""
     client = await serve(improving(0.05), database=database)
