@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from copy import deepcopy
 from typing import TypeVar
 
 from prometheus_client import (
@@ -225,13 +226,15 @@ class Telemetry:
             state.completion_tokens += tokens.completion_tokens
 
     async def observe(self, run: ImprovementRun) -> AsyncGenerator[Event, None]:
-        """The events of a run, counted and traced as they pass. Tokens are counted however the run ends."""
+        """The events of a run, counted and traced as they pass. Tokens are counted however it ends; of a run
+        that is resumed, only those that are new."""
         strategy, state = run.options.strategy, current.get()
         if state is None:
             state = RequestState()
             current.set(state)
         state.run_id = run.id
         spans = _RunSpans(self.tracer, run, state) if self.tracer else None
+        before = deepcopy(run.usage) if run.ms_before else Usage()
         try:
             async with aclosing(run.events()) as events:
                 async for event in events:
@@ -241,7 +244,7 @@ class Telemetry:
                             spans.follow(event)
                     yield event
         finally:
-            self._count_usage(run.usage)
+            self._count_usage(run.usage, before)
             if spans:
                 spans.end(run.usage)
 
@@ -269,10 +272,10 @@ class Telemetry:
             case _:
                 pass
 
-    def _count_usage(self, usage: Usage) -> None:
-        self.count("draft", usage.draft)
-        self.count("improve", usage.improve)
-        self.count("score", usage.score)
+    def _count_usage(self, usage: Usage, before: Usage) -> None:
+        self.count("draft", usage.draft.since(before.draft))
+        self.count("improve", usage.improve.since(before.improve))
+        self.count("score", usage.score.since(before.score))
 
 
 class _RunSpans:

@@ -35,8 +35,7 @@ async def answer(
     async def keep(progress: Progress) -> None:
         await save(PROGRESS.dump_json(progress).decode())
 
-    before = None if item.progress is None else PROGRESS.validate_json(item.progress)
-    checkpoint = Checkpoint(before, keep)
+    checkpoint = Checkpoint(_progress(item), keep)
     if item.endpoint == "/v1/improve":
         return await _improve(_parse(ImproveRequest, item), runtime, telemetry, checkpoint)
     if item.endpoint == "/v1/chat/completions":
@@ -44,6 +43,14 @@ async def answer(
         return bytes((await chat.answer()).body).decode()
     completion = await start_completion(_parse(CompletionRequest, item), runtime, telemetry)
     return bytes((await completion.answer()).body).decode()
+
+
+def _progress(item: Item) -> Progress | None:
+    """How far the item's run has come. One that another version has written is begun anew."""
+    try:
+        return None if item.progress is None else PROGRESS.validate_json(item.progress)
+    except ValidationError:
+        return None
 
 
 async def _improve(

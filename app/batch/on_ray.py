@@ -35,6 +35,7 @@ def send_on_ray(input: Path, output: Path, target: Target, actors: int, console:
     before = dict(finished(folder))
     if before:
         console.print(f"{len(before)} lines are done already", highlight=False)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # on a terminal it has bars
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         if _is_parquet(input):

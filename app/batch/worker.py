@@ -126,6 +126,8 @@ class BatchWorker:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.pop(task, None)
+        if not task.cancelled() and (error := task.exception()):
+            log_failure("a batch item", error)  # it is taken again when its lease has ended
         self.wake()
 
     async def _work(self, item: Item) -> None:

@@ -32,6 +32,14 @@ class TokenCount:
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         self.prompt_tokens = delta.prompt_tokens or self.prompt_tokens
 
+    def since(self, before: "TokenCount") -> "TokenCount":
+        """What has come since it was `before`."""
+        return TokenCount(
+            self.prompt_tokens - before.prompt_tokens,
+            self.completion_tokens - before.completion_tokens,
+            self.cached_tokens - before.cached_tokens,
+        )
+
     def add(self, other: "TokenCount") -> None:
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens

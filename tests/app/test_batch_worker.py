@@ -64,6 +64,22 @@ async def test_a_server_that_stops_hands_its_items_over(serve: Serve, database: 
     assert [i["text"] for i in body["iterations"]] == ["no" + " word" * n for n in range(1, 7)]
     assert body["id"] in progress
     assert 6 <= engine_of(first).started + engine_of(second).started <= 7
+    metrics = (await other.get("/metrics")).text
+    tokens = float(engine_of(second).completion_tokens)
+    counted = f'pit_tokens_total{{kind="completion",phase="improve"}} {tokens}'
+    assert counted in metrics, "a server counts what it has done itself"
+
+
+async def test_progress_that_another_version_has_written_is_begun_anew(serve: Serve, database: str) -> None:
+    models = improving(0.0)
+    client = await serve(improving(0.05), database=database)
+    made = await submit(client, jsonl([line("a", **LONG)]))
+    await saved(database, 2)
+    await client.app.state.batches.stop()
+    await execute(database, """UPDATE batch_items SET progress = '{"steps": 1}'""")
+    batch = await until(await serve(models, database=database), made["id"])
+    assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    assert engine_of(models).started == 6
 
 
 async def test_what_somebody_else_has_taken_is_not_written(serve: Serve, database: str) -> None:
@@ -175,7 +191,9 @@ async def test_a_server_with_no_concurrency_works_on_no_item(serve: Serve, datab
     client = await serve(models, database=database, batch_concurrency=0)
     made = await submit(client, jsonl([line("a")]))
     await until(client, made["id"], "in_progress")
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(5):
+        while "\npit_batch_items_waiting 1.0\n" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.02)
     assert engine_of(models).started == 0
     await serve(fake_models(), database=database)
     assert (await until(client, made["id"]))["status"] == "completed"

@@ -154,19 +154,23 @@ async def test_all_bad_lines_are_named_up_to_a_hundred(serve: Serve, database: s
 
 async def test_a_batch_is_cancelled_with_what_is_done(serve: Serve, database: str) -> None:
     """At once, though items run; those that were not executed say so, each once."""
-    models = slow()
+    models = slow(0.2)
     client = await serve(models, database=database, batch_concurrency=2)
     fast = [line(f"fast{n}", reference="no", messages=[]) for n in range(4)]
     lines = [*fast, *(line(f"slow{n}") for n in range(120))]
     made = await submit(client, jsonl(lines))
+    engine = models.improver
+    assert isinstance(engine, FakeEngine)
     async with asyncio.timeout(10):
         while (batch := await until(client, made["id"], "in_progress"))["request_counts"]["failed"] < 4:
             await asyncio.sleep(0.02)
+        while engine.running < 2:
+            await asyncio.sleep(0.01)
     answer = await client.post(f"/v1/batches/{made['id']}/cancel")
     assert answer.json()["status"] in ("cancelling", "cancelled")
     started = time.monotonic()
     async with asyncio.timeout(1):
-        while isinstance(models.improver, FakeEngine) and models.improver.running:
+        while engine.running:
             await asyncio.sleep(0.01)
     batch = await until(client, made["id"])
     assert time.monotonic() - started < 3
@@ -225,8 +229,8 @@ async def test_an_engine_that_fails_for_a_while_costs_no_item(
     assert errors["a"]["response"]["body"]["error"]["code"] == "engine_failed"
 
 
-async def test_a_small_batch_does_not_wait_for_the_end_of_a_large_one(serve: Serve, database: str) -> None:
-    client = await serve(slow(), database=database, batch_concurrency=2)
+async def test_a_small_batch_does_not_wait_for_the_end_of_a_large_one(serve: Serve, tmp_path: Any) -> None:
+    client = await serve(slow(0.02), database=f"sqlite:///{tmp_path}/pit.db", batch_concurrency=2)
     large = await submit(client, jsonl([line(f"n{n}") for n in range(40)]))
     await until(client, large["id"], "in_progress")
     small = await submit(client, jsonl([line("a")]))
@@ -234,9 +238,9 @@ async def test_a_small_batch_does_not_wait_for_the_end_of_a_large_one(serve: Ser
     assert (await until(client, large["id"], "in_progress"))["request_counts"]["completed"] < 25
 
 
-async def test_no_more_items_at_a_time_than_the_setting_says(serve: Serve, database: str) -> None:
-    models = slow(0.01)
-    client = await serve(models, database=database, batch_concurrency=3)
+async def test_no_more_items_at_a_time_than_the_setting_says(serve: Serve, tmp_path: Any) -> None:
+    models = slow(0.004)
+    client = await serve(models, database=f"sqlite:///{tmp_path}/pit.db", batch_concurrency=3)
     batch = await submit(client, jsonl([line(f"n{n}") for n in range(20)]))
     most, engine = 0, models.improver
     assert isinstance(engine, FakeEngine)
