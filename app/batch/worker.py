@@ -105,7 +105,8 @@ class BatchWorker:
         """Take what there is room for: from each batch in turn, so that none waits for the end of another."""
         if self._tending is None or self._tending.done():
             await self._take_batch()
-        ready = self.runtime.served is not None and not self.runtime.stopping
+        draining = self.runtime.stopping or self.runtime.lifecycle.draining
+        ready = self.runtime.served is not None and not draining
         room = self.settings.batch_concurrency - len(self._running) if ready else 0
         active = await self.queue.active() if room > 0 else []
         self._turns += 1

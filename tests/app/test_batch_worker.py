@@ -197,3 +197,14 @@ async def test_a_server_with_no_concurrency_works_on_no_item(serve: Serve, datab
     assert engine_of(models).started == 0
     await serve(fake_models(), database=database)
     assert (await until(client, made["id"]))["status"] == "completed"
+
+
+async def test_a_server_that_drains_takes_no_more_items(serve: Serve, database: str) -> None:
+    models = fake_models()
+    drains = await serve(models, database=database)
+    drains.app.state.runtime.lifecycle.draining = True
+    client = await serve(fake_models(), database=database, batch_concurrency=0)
+    made = await submit(client, jsonl([line("a")]))
+    await until(client, made["id"], "in_progress")
+    await asyncio.sleep(0.5)  # five turns of its worker
+    assert engine_of(models).started == 0
