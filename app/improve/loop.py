@@ -21,8 +21,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Literal
 
-from app.errors import AppError, ContextTooLong, DeadlineExceeded, ScoringUnavailable
-from app.improve import cost, turns
+from app.errors import AppError, DeadlineExceeded, ScoringUnavailable
+from app.improve import cost
 from app.improve.edits import hunks
 from app.improve.events import (
     Candidate,
@@ -34,7 +34,6 @@ from app.improve.events import (
     IterationAccepted,
     IterationRejected,
     IterationStarted,
-    OutputDelta,
     Result,
     RunCompleted,
     RunCreated,
@@ -45,13 +44,13 @@ from app.improve.events import (
     TokenCount,
     Usage,
 )
-from app.improve.gate import BudgetExhausted, Gate, TokenBudget, Verdict, passes, same_text
+from app.improve.gate import Gate, TokenBudget, Verdict, passes, same_text
 from app.improve.keep import Violation
 from app.improve.options import Models, Options, draw_seed
 from app.improve.plan import Plan
 from app.improve.progress import Progress, restore, take
-from app.improve.streams import Begun, Deadline, merge, within
-from app.improve.turns import Turn
+from app.improve.streams import Deadline, merge, within
+from app.improve.writing import Writing
 
 
 class ImprovementRun:
@@ -94,8 +93,6 @@ class ImprovementRun:
         self.deadline = Deadline()
         self.drafted = options.reference is not None
         self.ms_before = 0.0
-        self._beside: tuple[list[Candidate], list[Begun[OutputDelta]]] = ([], [])
-        """The first iteration's candidates, where they are begun beside the draft."""
 
     async def worst_case(self, *, exact: bool) -> int:
         """As `cost.worst_case`."""
@@ -119,6 +116,7 @@ class ImprovementRun:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the loop. Close the generator to cancel the run: every generation in flight is aborted."""
         self.started = time.perf_counter()
+        self._writing = Writing(self.plan, self.budget, self.usage)
         limit = self.options.deadline_s
         if limit is not None and not self.deadline.was_cut:
             self.deadline.at = asyncio.get_running_loop().time() + limit - self.ms_before / 1000
@@ -130,12 +128,12 @@ class ImprovementRun:
         try:
             if not self.drafted:
                 if self.plan.drafts_beside:
-                    self._begin_beside()
+                    self._writing.begin_beside()
                 async with aclosing(self._draft()) as deltas:
                     async for delta in deltas:
                         yield delta
             if self.stop_reason:
-                await self._end_beside()  # so that what they have taken is in the usage
+                await self._writing.end_beside()  # so that what they have taken is in the usage
             while self.stop_reason is None:
                 async with aclosing(self._iterate(len(self.iterations) + 1)) as events:
                     async for event in events:
@@ -145,25 +143,14 @@ class ImprovementRun:
         else:
             yield RunCompleted(self._result(self.stop_reason))
         finally:
-            await self._end_beside()
-
-    async def _end_beside(self) -> None:
-        await asyncio.gather(*(attempt.close() for attempt in self._beside[1]))
-
-    def _begin_beside(self) -> None:
-        """Begin the first iteration's candidates, which do not depend on the draft."""
-        candidates = [Candidate(number) for number in range(self.plan.width)]
-        attempts = [self._attempt(one, TokenBudget(None), "", 1) for one in candidates]
-        self._beside = (candidates, [Begun(attempt) for attempt in attempts])
+            await self._writing.end_beside()
 
     async def _draft(self) -> AsyncGenerator[Event, None]:
         """y_0 from the policy. Without it there is nothing to fall back on: a deadline here fails the run.
         Where the run is cancelled, y_0 is what was written."""
         draft = Candidate(0, usage=self.usage.draft)
         try:
-            turn = turns.draft(self.options.messages)
-            speech = self._speak(turn, draft, index=0, budget=self.budget)
-            async with aclosing(within(speech, self.deadline)) as deltas:
+            async with aclosing(within(self._writing.draft(draft), self.deadline)) as deltas:
                 async for delta in deltas:
                     yield delta
         except TimeoutError:
@@ -183,12 +170,12 @@ class ImprovementRun:
         if self.deadline.passed:
             self._cut_short([])
             return
-        worst_case = await self._worst_case(baseline)
+        worst_case = await self._writing.worst_case(baseline)
         if worst_case is None:
             self.stop_reason = "token_budget"
             return
         yield IterationStarted(index, baseline)
-        candidates, attempts = self._attempts(worst_case, baseline, index)
+        candidates, attempts = self._writing.attempts(worst_case, baseline, index)
         verdicts: list[Verdict | None] = [None] * self.plan.width
         score_tokens = 0
         try:
@@ -244,63 +231,6 @@ class ImprovementRun:
         self.advance(iteration)
         return iteration
 
-    def _attempts(
-        self, worst_case: int, baseline: str, index: int
-    ) -> tuple[list[Candidate], list[AsyncGenerator[OutputDelta, None]]]:
-        """The candidates of an iteration and their streams, some of which may have begun."""
-        candidates, begun = self._beside
-        if begun and index == 1:
-            return candidates, [attempt.items() for attempt in begun]
-        candidates = [Candidate(number) for number in range(self.plan.width)]
-        shares = self.budget.shares(worst_case, self.plan.width)
-        pairs = zip(candidates, shares, strict=True)
-        return candidates, [self._attempt(*pair, baseline, index) for pair in pairs]
-
-    async def _attempt(
-        self, candidate: Candidate, budget: TokenBudget, baseline: str, index: int
-    ) -> AsyncGenerator[OutputDelta, None]:
-        """All turns of the strategy for one candidate; the text of the last one is the candidate's."""
-        attempt = self.plan.strategy(self.options.messages, baseline)
-        turn = next(attempt)
-        try:
-            while True:
-                candidate.text, candidate.finish_reason = "", None
-                async with aclosing(self._speak(turn, candidate, index, budget)) as deltas:
-                    async for delta in deltas:
-                        yield delta
-                turn = attempt.send(candidate.text)
-        except StopIteration:
-            return
-        except (BudgetExhausted, ContextTooLong):
-            candidate.text, candidate.finish_reason = "", "token_budget"
-
-    async def _speak(
-        self, turn: Turn, candidate: Candidate, index: int, budget: TokenBudget
-    ) -> AsyncGenerator[OutputDelta, None]:
-        """One generation, counted in the candidate, in the run's usage and in the budgets, even when it is
-        cut short."""
-        engine = self.models.engine(turn.model)
-        prompt = await self.plan.prompts.prepare(turn)
-        max_tokens = self.plan.prompts.room(engine, prompt)
-        if max_tokens is None or not budget.fits((prompt.tokens or 0) + max_tokens):
-            raise BudgetExhausted
-        tokens = TokenCount(prompt_tokens=prompt.tokens or 0)
-        sampling = self.plan.prompts.sampling(engine, max_tokens, index, candidate.number, turn.phase)
-        try:
-            async with aclosing(engine.generate(prompt, sampling)) as deltas:
-                async for delta in deltas:
-                    tokens.count(delta)
-                    candidate.text += delta.text
-                    candidate.finish_reason = delta.finish_reason
-                    if delta.text:
-                        yield OutputDelta(index, candidate.number, turn.phase, delta.text)
-        finally:
-            candidate.usage.add(tokens)
-            if index:
-                budget.used += tokens.total
-                self.usage.improve.add(tokens)
-            self.budget.used += tokens.total
-
     async def _judge(
         self, gate: Gate, candidates: list[Candidate], baseline: str
     ) -> tuple[list[Verdict | None], int]:
@@ -329,15 +259,6 @@ class ImprovementRun:
         for candidate, verdict in zip(written, verdicts, strict=True):
             found[candidate.number] = verdict
         return found, tokens
-
-    async def _worst_case(self, baseline: str) -> int | None:
-        """Tokens that an attempt's first generation may take at most; None when that does not fit the model's
-        context or the token budget."""
-        turn = self.plan.first_turn(baseline)
-        prompt = await self.plan.prompts.prepare(turn)
-        room = self.plan.prompts.room(self.models.engine(turn.model), prompt)
-        tokens = None if room is None else (prompt.tokens or 0) + room
-        return tokens if tokens is not None and self.budget.fits(tokens) else None
 
     def _check(self, candidates: list[Candidate], index: int) -> Iterator[CandidateRejected]:
         """Note which constraints the candidates break."""
