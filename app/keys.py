@@ -8,7 +8,6 @@ A key that is not among them has the table read once more, for all such requests
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import logging
 import time
 from typing import Any
@@ -20,7 +19,7 @@ from app.access import need
 from app.errors import Forbidden, Overloaded, StoreError, Unauthorized, from_status
 from app.given_keys import given_keys
 from app.security import ANYBODY, KEY, NOBODY, Identity, StoredKey, digest
-from app.settings import Settings, SettingsError
+from app.settings import Settings
 from app.store.database import Database, reason
 from app.store.keys import KeyTable, stored_keys
 from app.telemetry import Telemetry, log_failure
@@ -198,34 +197,7 @@ def _identity(key: StoredKey) -> Identity:
     return Identity(key.owner, frozenset(key.scopes), key.limits)
 
 
-def guard(settings: Settings, address: str) -> Settings:
-    """The settings for a server that listens on this address: beyond loopback keys are always asked for,
-    unless the settings say `insecure-never`.
-
-    Raises `SettingsError` where the address needs keys and there are none, or where nobody could come in.
-    """
-    given, never = given_keys(settings), settings.require_keys == "insecure-never"
-    exposed = not ipaddress.ip_address(address).is_loopback
-    if never and given:
-        raise SettingsError("settings 'api_keys' and 'require_keys: insecure-never' exclude each other.")
-    if never:
-        if exposed:
-            log.warning("no API keys are asked for, and %s can be reached from other machines", address)
-        return settings
-    always = settings.require_keys == "always"
-    if not (exposed or always):
-        return settings
-    if not given and (settings.database == "none" or (not always and not asyncio.run(_has_keys(settings)))):
-        where = f"{address} can be reached from other machines" if exposed else "API keys are required"
-        make = "pit keys create NAME" if settings.database != "none" else "the variable PIT_API_KEYS"
-        raise SettingsError(
-            f"{where}, and there are no API keys. Make one: {make}; or listen on 127.0.0.1. Behind a gateway"
-            " that asks for keys itself: --require-keys insecure-never."
-        )
-    return settings.model_copy(update={"require_keys": "always"})
-
-
-async def _has_keys(settings: Settings) -> bool:
+async def has_keys(settings: Settings) -> bool:
     """Whether the database has any key. True where it does not answer: nobody is let in until it does."""
     database = Database(settings.database, settings.store_timeout_s)
     try:

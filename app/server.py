@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
-from app.keys import guard
+from app.exposure import guard
 from app.lifecycle import Lifecycle
 from app.limits.limits import check_limits
 from app.logs import quiet_loop_errors

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.doctor.report import Finding, fail, ok, warn
 from app.doctor.roles import engines
-from app.keys import guard
+from app.exposure import guard
 from app.limits.limits import check_limits, redis_problem
 from app.settings import Settings, SettingsError, load_settings, nearest_setting
 from app.tracing import check_tracing

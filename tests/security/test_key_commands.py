@@ -16,8 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.exposure import guard
 from app.key_commands import public_id
-from app.keys import guard
 from app.server import serve
 from app.settings import Settings, SettingsError
 from app.store.database import upgrade_database
