@@ -1,5 +1,6 @@
 """Later generations: what feedback becomes, when one is promoted, what is written, what a kill leaves."""
 
+import contextlib
 import json
 import os
 import signal
@@ -265,6 +266,13 @@ def test_a_reader_of_the_live_link_never_finds_it_missing(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------------------------------- all
 
 
+def has_saved(directory: Path) -> bool:
+    """Whether a stage's trainer has saved; a stage that is ready takes its directory away meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(directory.glob("stages/*/checkpoint-*/trainer_state.json"))
+    return False
+
+
 @pytest.mark.slow
 def test_a_generation_that_was_killed_goes_on_and_is_decided_once(
     finished: RunConfig, tmp_path: Path
@@ -280,7 +288,7 @@ def test_a_generation_that_was_killed_goes_on_and_is_decided_once(
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 600
-            while not any(directory.glob("stages/*/checkpoint-*/trainer_state.json")):
+            while not has_saved(directory):
                 assert process.poll() is None, (tmp_path / "killed.log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
