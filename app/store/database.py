@@ -1,7 +1,9 @@
 """The database behind the store: SQLite or PostgreSQL by URL, its schema, its transactions."""
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 UPGRADE = "pit db upgrade"
+WAL_PAGES = 16_000
+"""Pages of SQLite's log (64 MB) at which a writer empties it. It finds little to do: see `checkpoint`."""
 # For the transaction alone, and only where nothing is awaited: a stricter setting stays.
 COMMIT_TO_DISK = text(
     "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
@@ -86,6 +90,7 @@ class Database:
             "journal_mode = WAL",
             "synchronous = NORMAL",  # in WAL mode safe against the end of the process
             "foreign_keys = ON",
+            f"wal_autocheckpoint = {WAL_PAGES}",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
@@ -93,6 +98,17 @@ class Database:
     def is_missing(self) -> bool:
         """Whether this is an SQLite file that does not exist: connecting would make it."""
         return self.is_sqlite and not Path(self.url.database or "").exists()
+
+    async def checkpoint(self) -> None:
+        """Move what SQLite's log holds into the database's file, beside the writer: it would do it itself in
+        the middle of a write, and whoever waits for that would wait for the disk too."""
+
+        def work() -> None:
+            with contextlib.closing(sqlite3.connect(self.url.database or "", timeout=0)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+        if self.is_sqlite and not self.is_missing():
+            await asyncio.to_thread(work)
 
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[AsyncConnection, None]:

@@ -68,6 +68,7 @@ class Upkeep:
         await self.prune()
         for work in self.also:
             await work()
+        await self.database.checkpoint()
 
     async def report_life(self) -> None:
         """Mark this server's runs as alive, and cancel those whose cancellation another server was asked

@@ -1,7 +1,9 @@
 """Schema, retention, and what a server finds of others that died."""
 
 import asyncio
+import sqlite3
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -195,6 +197,22 @@ async def test_a_run_that_runs_is_alive(serve: Serve, database: str) -> None:
     await upkeep(client).turn()
     ((alive,),) = await execute(database, "SELECT alive FROM runs")
     assert time.time() - alive < 5
+
+
+async def test_sqlite_s_log_is_emptied_beside_the_writer(serve: Serve, tmp_path: Any) -> None:
+    """By the upkeep, and not in the middle of a write that an answer waits for."""
+    database = f"sqlite:///{tmp_path}/pit.db"
+    client = await serve(fake_models(), database=database)
+    await client.post("/v1/improve", json=BODY)
+
+    def rows_in_the_file() -> int:
+        # Read without its log: what has not been moved is not there.
+        with closing(sqlite3.connect(f"file:{tmp_path}/pit.db?immutable=1", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+    assert rows_in_the_file() == 0
+    await upkeep(client).turn()
+    assert rows_in_the_file() == 1
 
 
 async def _forget_end(database: str) -> None:
