@@ -33,8 +33,9 @@ from app.telemetry import Telemetry, log_failure
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 POLL_S = 1.0
-"""How often to look for what other servers have put into the queue."""
-UPKEEP_S = 5.0
+"""How often to look for what other servers have put into the queue; five times as rarely where the database
+is a file, which one server has alone as a rule."""
+UPKEEP_S = 10.0
 RETRY_S = 0.5
 MAX_ATTEMPTS = 6
 """How often an item is tried that does not get further: engines that fail, servers that die of it."""
@@ -59,8 +60,10 @@ class BatchWorker:
 
     def start(self) -> None:
         never, beat_s = asyncio.Event(), self.settings.batch_lease_s / 4
+        poll_s = 5 * POLL_S if self.store.database.is_sqlite else POLL_S
+        self.wake()
         self._loops = [
-            asyncio.create_task(self._repeat("taking batch items", self._turn, POLL_S, self._wake)),
+            asyncio.create_task(self._repeat("taking batch items", self._turn, poll_s, self._wake)),
             asyncio.create_task(self._repeat("keeping batch items", self._keep, beat_s, never)),
             asyncio.create_task(self._repeat("upkeep of batches", self._upkeep, UPKEEP_S, never)),
         ]

@@ -40,6 +40,8 @@ class Database:
         used."""
         self.url, self.timeout_s = parse_url(url), timeout_s
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.writes = 0
+        """Transactions that have written."""
         try:
             self.engine = self._engine()
         except ImportError:
@@ -126,6 +128,7 @@ class Database:
         In SQLite all of it is one errand of one thread: through the asynchronous driver every statement
         would be several, and a run four times as dear.
         """
+        self.writes += 1
         if not self.is_sqlite:
             async with self.engine.begin() as connection:
                 if durable:

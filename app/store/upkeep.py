@@ -17,6 +17,8 @@ from app.telemetry import log_failure
 
 log = logging.getLogger(__name__)
 TURN_S = 2.0
+IDLE_TURNS = 5
+"""Where this server has written nothing since, only every so many turns are taken: the rest can wait."""
 STALE_S = 60.0
 """A running run whose server said nothing for this long is over. Clocks of servers may differ by less."""
 PRUNE_RUNS = 500
@@ -51,8 +53,13 @@ class Upkeep:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _loop(self) -> None:
+        seen, idle = -1, 0
         while True:
             await asyncio.sleep(TURN_S)
+            idle = 0 if self.database.writes != seen else idle + 1
+            if idle % IDLE_TURNS:
+                continue
+            seen = self.database.writes
             try:
                 async with asyncio.timeout(10 * self.database.timeout_s):
                     await self.turn()
