@@ -168,9 +168,6 @@ class Feedback:
             record = await self.runs.get(run_id)
         except NotFound:
             raise self.runs.no_run("run") from None
-        identity = caller()
-        if record.owner != identity.owner and "admin" not in identity.scopes:
-            raise self.runs.no_run("run")
         return RunTexts.of(record)
 
     def _record(self, body: FeedbackRequest, run: RunTexts | None) -> FeedbackRecord:
@@ -217,7 +214,7 @@ class Feedback:
         store, identity = self._store(), caller()
         async with store.database.answering():
             until = await store.feedback.last()
-        return self._lines(store, Wanted(until, since, "admin" in identity.scopes, identity.owner), after)
+        return self._lines(store, Wanted(until, since, identity.may("admin"), identity.owner), after)
 
     @staticmethod
     async def _lines(store: Store, wanted: Wanted, after: int) -> AsyncGenerator[str, None]:

@@ -331,6 +331,5 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Of every operation: `create_app` adds them. 4XX stands in place of the framework's own 422."""
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
-    **ERRORS,
 }
 """Of operations that answer with Server-Sent Events where the request says `stream`."""

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from app.batch.service import Batches
-from app.schemas import ERRORS
 from app.schemas_batch import BatchErrors, BatchList, BatchObject, BatchRequest, RequestCounts
 from app.security import caller
 from app.store.batches import BatchRecord
@@ -15,14 +14,14 @@ router = APIRouter(tags=["batches"])
 LASTS = ("completed", "failed", "expired", "cancelled")
 
 
-@router.post("/v1/batches", response_model=BatchObject, responses=ERRORS)
+@router.post("/v1/batches", response_model=BatchObject)
 async def create_batch(body: BatchRequest, request: Request) -> Any:
     """Begin a batch over the requests of an uploaded file."""
     batches: Batches = request.app.state.batches
     return batch_object(await batches.create(caller().owner, body))
 
 
-@router.get("/v1/batches", response_model=BatchList, responses=ERRORS)
+@router.get("/v1/batches", response_model=BatchList)
 async def list_batches(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -40,14 +39,14 @@ async def list_batches(
     )
 
 
-@router.get("/v1/batches/{batch_id}", response_model=BatchObject, responses=ERRORS)
+@router.get("/v1/batches/{batch_id}", response_model=BatchObject)
 async def get_batch(batch_id: str, request: Request) -> Any:
     """How far a batch has come."""
     batches: Batches = request.app.state.batches
     return batch_object(await batches.batch(caller().owner, batch_id))
 
 
-@router.post("/v1/batches/{batch_id}/cancel", response_model=BatchObject, responses=ERRORS)
+@router.post("/v1/batches/{batch_id}/cancel", response_model=BatchObject)
 async def cancel_batch(batch_id: str, request: Request) -> Any:
     """Stop a batch: what is done becomes its output, the rest is in its error file."""
     batches: Batches = request.app.state.batches

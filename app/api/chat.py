@@ -19,7 +19,7 @@ from app.api.openai import (
     usage_object,
 )
 from app.api.render import dumps
-from app.api.streaming import EventStream, unless_disconnected
+from app.api.streaming import respond
 from app.engines.base import Delta, TokenLogprob, ToolCallDelta
 from app.engines.chat import most_tokens
 from app.errors import BadRequest
@@ -43,11 +43,7 @@ async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
     chat = await start_chat(body, runtime, telemetry)
-    entry = request.app.state.limits.entry(chat)
-    if body.stream:
-        ping_s = runtime.settings.ping_interval_s
-        return EventStream(chat.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
-    return await unless_disconnected(request, chat.answer, telemetry, entry)
+    return await respond(request, chat, chat.answer, chat.stream() if body.stream else None)
 
 
 async def start_chat(

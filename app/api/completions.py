@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.models import find_model
 from app.api.openai import ChunkUsage, Envelope, completion_logprobs, stream_answers
 from app.api.render import dumps
-from app.api.streaming import EventStream, unless_disconnected
+from app.api.streaming import respond
 from app.engines.base import Delta, TokenLogprob
 from app.errors import BadRequest
 from app.improve.answer import Answers, prepare_all
@@ -29,11 +29,7 @@ async def completions(body: CompletionRequest, request: Request) -> Any:
     runtime: Runtime = request.app.state.runtime
     telemetry: Telemetry = request.app.state.telemetry
     completion = await start_completion(body, runtime, telemetry)
-    entry = request.app.state.limits.entry(completion)
-    if body.stream:
-        ping_s = runtime.settings.ping_interval_s
-        return EventStream(completion.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
-    return await unless_disconnected(request, completion.answer, telemetry, entry)
+    return await respond(request, completion, completion.answer, completion.stream() if body.stream else None)
 
 
 async def start_completion(

@@ -6,22 +6,19 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
 
 from app.feedback import Feedback
-from app.schemas import ERRORS
 from app.schemas_feedback import FeedbackOut, FeedbackRequest
 
 router = APIRouter(tags=["feedback"])
 LINES = "application/jsonl"
-ALL: dict[int | str, dict[str, Any]] = {409: ERRORS[404], **ERRORS}
 EXPORT: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {LINES: {"schema": {"type": "string"}}},
         "description": "Lines of JSON, each a pair in chat form with its provenance (docs/feedback.md).",
     },
-    **ERRORS,
 }
 
 
-@router.post("/v1/feedback", status_code=201, response_model=FeedbackOut, responses=ALL)
+@router.post("/v1/feedback", status_code=201, response_model=FeedbackOut)
 async def add_feedback(body: FeedbackRequest, request: Request) -> Any:
     """Say which of two responses is better, which edits were accepted, how good a response is, or what it
     should have been. The answer comes when it is on the disk."""

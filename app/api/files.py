@@ -8,7 +8,6 @@ from starlette.responses import StreamingResponse
 
 from app.api.multipart import form_parts
 from app.batch.service import Batches
-from app.schemas import ERRORS
 from app.schemas_batch import FileDeleted, FileList, FileObject
 from app.security import caller
 from app.store.files import FileRecord
@@ -35,11 +34,10 @@ UPLOAD: dict[str, Any] = {
 }
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-    **ERRORS,
 }
 
 
-@router.post("/v1/files", response_model=FileObject, responses=ERRORS, openapi_extra=UPLOAD)
+@router.post("/v1/files", response_model=FileObject, openapi_extra=UPLOAD)
 async def upload_file(request: Request) -> Any:
     """Keep the input file of a batch."""
     batches: Batches = request.app.state.batches
@@ -47,7 +45,7 @@ async def upload_file(request: Request) -> Any:
     return file_object(await batches.upload(caller().owner, parts))
 
 
-@router.get("/v1/files", response_model=FileList, responses=ERRORS)
+@router.get("/v1/files", response_model=FileList)
 async def list_files(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -64,7 +62,7 @@ async def list_files(
     return FileList(data=shown, first_id=_end(shown, 0), last_id=_end(shown, -1), has_more=len(found) > limit)
 
 
-@router.get("/v1/files/{file_id}", response_model=FileObject, responses=ERRORS)
+@router.get("/v1/files/{file_id}", response_model=FileObject)
 async def get_file(file_id: str, request: Request) -> Any:
     """What is known of a file."""
     batches: Batches = request.app.state.batches
@@ -83,7 +81,7 @@ async def get_content(file_id: str, request: Request) -> Response:
     )
 
 
-@router.delete("/v1/files/{file_id}", response_model=FileDeleted, responses=ERRORS)
+@router.delete("/v1/files/{file_id}", response_model=FileDeleted)
 async def delete_file(file_id: str, request: Request) -> Any:
     """Delete a file. A batch that is worked on has no need of its input file any more."""
     batches: Batches = request.app.state.batches

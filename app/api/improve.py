@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.scoring import Scoring
-from app.api.streaming import EventStream, unless_disconnected
+from app.api.streaming import respond
 from app.improve.events import (
     Event,
     IterationAccepted,
@@ -23,7 +23,7 @@ from app.improve.options import Models, Options
 from app.improve.progress import Progress
 from app.runs import Runs
 from app.runtime import Runtime
-from app.schemas import ERRORS, STREAMED, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
+from app.schemas import STREAMED, Improvement, ImproveRequest, Score, ScoreList, ScoreRequest
 from app.telemetry import Telemetry
 
 router = APIRouter(tags=["improve"])
@@ -67,25 +67,18 @@ def _got_further(event: Event, run: ImprovementRun) -> bool:
 async def improve(body: ImproveRequest, request: Request) -> Any:
     """Improve a response. With `stream: true` the answer is a stream of Server-Sent Events."""
     runtime: Runtime = request.app.state.runtime
-    telemetry: Telemetry = request.app.state.telemetry
     runs: Runs = request.app.state.runs
     run = runs.take(await ImprovementRun.start(runtime.models, body.options()), body)
-    entry = request.app.state.limits.entry(run.run)
-    if body.stream:
-        ping_s = runtime.settings.ping_interval_s
-        return EventStream(run.stream(), ping_s=ping_s, telemetry=telemetry, entry=entry)
 
     async def answer() -> Response:
         return Response(await run.answer(), media_type="application/json")
 
-    return await unless_disconnected(request, answer, telemetry, entry)
+    return await respond(request, run.run, answer, run.stream() if body.stream else None)
 
 
-@router.post("/v1/score", response_model=Score | ScoreList, responses=ERRORS)
+@router.post("/v1/score", response_model=Score | ScoreList)
 async def score(body: ScoreRequest, request: Request) -> Any:
     """The calibrated probability that one response beats another; a list of candidates gives a list."""
     runtime: Runtime = request.app.state.runtime
-    telemetry: Telemetry = request.app.state.telemetry
     scoring = Scoring(runtime.models, body)
-    entry = request.app.state.limits.entry(scoring)
-    return await unless_disconnected(request, scoring.answer, telemetry, entry)
+    return await respond(request, scoring, scoring.answer)

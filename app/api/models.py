@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request
 
 from app.errors import NotFound
 from app.runtime import Runtime
-from app.schemas import ERRORS
 
 router = APIRouter(tags=["openai"])
 
@@ -18,7 +17,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(name, request) for name in names]}
 
 
-@router.get("/v1/models/{model:path}", responses=ERRORS)
+@router.get("/v1/models/{model:path}")
 async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
     """One of them."""
     find_model(request.app.state.runtime, model)

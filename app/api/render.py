@@ -18,9 +18,9 @@ from app.improve.events import (
     ScoringSkipped,
 )
 from app.schemas import Improvement
+from app.store.records import dumps as dumps  # what is stored is sent as it is: one form for both
 from app.telemetry import log_failure
 
-dumps: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 NAMES: dict[type[Any], str] = {
     RunCreated: "run.created",
     IterationStarted: "iteration.started",

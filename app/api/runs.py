@@ -7,19 +7,18 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.streaming import EventStream
 from app.errors import BadRequest
 from app.runs import Runs, run_json, summary
-from app.schemas import ERRORS, RunList, StoredRun
+from app.schemas import RunList, StoredRun
 
 router = APIRouter(tags=["improve"])
 LAST_NUMBER = 2**31 - 1
-RUN: dict[int | str, dict[str, Any]] = {200: {"model": StoredRun}, **ERRORS}
+RUN: dict[int | str, dict[str, Any]] = {200: {"model": StoredRun}}
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {}}},
     204: {"description": "The run has ended, and these were all of its events: do not connect again."},
-    **ERRORS,
 }
 
 
-@router.get("/v1/improve", response_model=RunList, responses=ERRORS)
+@router.get("/v1/improve", response_model=RunList)
 async def list_runs(
     request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> Any:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.render import dumps, shown, sse
 from app.errors import STATUS_CLIENT_CLOSED
 from app.lifecycle import Lifecycle, stopping
+from app.limits.limits import Work
 from app.observe import current
 from app.telemetry import Telemetry
 
@@ -28,15 +29,31 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def unless_disconnected(
-    request: Request, work: Callable[[], Coroutine[Any, Any, T]], telemetry: Telemetry, entry: Entry
+async def respond(
+    request: Request,
+    work: Work,
+    answer: Callable[[], Coroutine[Any, Any, Any]],
+    chunks: AsyncGenerator[bytes, None] | None = None,
+) -> Any:
+    """How every route answers that generates or scores: within the server's limits, with a stream of
+    `chunks` where there are some, else with what `answer` gives. `work` is what it costs."""
+    state = request.app.state
+    entry = state.limits.entry(work)
+    if chunks is not None:
+        ping_s = state.runtime.settings.ping_interval_s
+        return EventStream(chunks, ping_s=ping_s, telemetry=state.telemetry, entry=entry)
+    return await _unless_disconnected(request, answer, state.telemetry, entry)
+
+
+async def _unless_disconnected(
+    request: Request, answer: Callable[[], Coroutine[Any, Any, T]], telemetry: Telemetry, entry: Entry
 ) -> T | Response:
-    """The result of `work` within `entry`, or an empty response (which nobody reads) when the client went
-    away and work was cancelled."""
+    """The answer, given within `entry`, or an empty response (which nobody reads) when the client went away
+    and the work was cancelled."""
 
     async def admitted() -> T:
         async with entry:
-            return await work()
+            return await answer()
 
     task = asyncio.create_task(admitted())
     watcher = asyncio.create_task(_disconnected(request.receive))
