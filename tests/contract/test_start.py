@@ -4,6 +4,7 @@ serve`."""
 import asyncio
 import http.client
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -26,8 +27,13 @@ pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def engine_processes(pid: int | None = None) -> set[int]:
-    """Those that run: one that ended late, on a busy machine, is reaped with the next."""
+def engines_here() -> set[int]:
+    """The engine processes of this one, by their objects: in a whole session their titles are not set."""
+    return {child.pid for child in multiprocessing.active_children() if child.pid}
+
+
+def engine_processes(pid: int) -> set[int]:
+    """Those of another process that run."""
     return {
         child.pid
         for child in psutil.Process(pid).children(recursive=True)
@@ -38,7 +44,7 @@ def engine_processes(pid: int | None = None) -> set[int]:
 async def only_these_are_left(before: set[int], seconds: float = 30) -> bool:
     """An engine process that was told to end may need a moment on a busy machine; it must not stay."""
     for _ in range(int(seconds / 0.1)):
-        if engine_processes() <= before:
+        if engines_here() <= before:
             return True
         await asyncio.sleep(0.1)
     return False
@@ -48,10 +54,11 @@ async def test_two_engines_start_together_and_leave_nothing_behind(
     served: Served, checkpoints: dict[str, Path]
 ) -> None:
     """Policy and improver with different weights, each counted under its name; a closed engine says so."""
-    before = engine_processes()
+    before = engines_here()
     pair = await start_models(
         Settings(policy=checkpoints["both"], improver=checkpoints["improver"], engine_metrics=True)
     )
+    assert len(engines_here() - before) == 2
     policy, improver = pair.models.policy, pair.models.improver
     assert policy is not None and improver is not None and policy is not improver
     assert pair.engine_metrics is not None
@@ -77,7 +84,7 @@ async def test_a_golden_sample_that_differs_stops_the_start(
     served: Served, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """The files match their hashes, and the model does not do what training saw."""
-    before = engine_processes()
+    before = engines_here()
     changed = tmp_path / "changed"
     shutil.copytree(checkpoints["both"], changed)
     manifest = json.loads((changed / "pit.json").read_text())
