@@ -1,4 +1,4 @@
-"""Identities set by hand: the header x-test-key names the sender."""
+"""Identities set by hand: the header x-test-key names the sender, x-test-admin says that it may all."""
 
 from collections.abc import Mapping
 
@@ -10,9 +10,11 @@ from app.observe import current
 from app.security import SCOPES, Identity, KeyLimits
 
 
-def identify(app: FastAPI, limits: Mapping[str, KeyLimits]) -> FastAPI:
-    """The application, where whoever sends x-test-key is known by it, with the limits of that name."""
-    app.user_middleware.append(Middleware(_Identify, limits=limits))
+def identify(app: FastAPI, limits: Mapping[str, KeyLimits] | None = None) -> FastAPI:
+    """The application, before its first request, where whoever sends x-test-key is known by it, with the
+    limits of that name."""
+    # Right inside of RequestContext.
+    app.user_middleware.insert(1, Middleware(_Identify, limits=limits or {}))
     return app
 
 
@@ -21,9 +23,9 @@ class _Identify:
         self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = current.get()
-        given = dict(scope.get("headers") or ()).get(b"x-test-key")
-        if state and given:
+        state, headers = current.get(), dict(scope.get("headers") or ())
+        if state and (given := headers.get(b"x-test-key")):
             name = given.decode()
-            state.identity = Identity(name, SCOPES, self.limits.get(name, KeyLimits()))
+            scopes = SCOPES if b"x-test-admin" in headers else SCOPES - {"admin"}
+            state.identity = Identity(name, scopes, self.limits.get(name, KeyLimits()))
         await self.app(scope, receive, send)

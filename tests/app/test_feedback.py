@@ -14,7 +14,7 @@ from app.improve.options import Models
 from app.store.database import Database, upgrade_database
 from tests.app.conftest import Serve, execute
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
-from tests.app.owners import know_owners
+from tests.app.identified import identify
 from tests.app.test_api import assert_error
 from tests.app.test_store import SLOW_BODY, slow, until_running
 from tests.app.test_store_upkeep import empty
@@ -236,8 +236,8 @@ async def test_a_run_without_an_end_has_no_feedback(serve: Serve, database: str)
 
 async def test_a_run_that_is_not_there_and_another_s_are_alike(serve: Serve, database: str) -> None:
     client = await serve(steps(), database=database)
-    know_owners(client)
-    mine, other, admin = {"x-owner": "a"}, {"x-owner": "b"}, {"x-owner": "c", "x-admin": "1"}
+    identify(client.app)
+    mine, other, admin = {"x-test-key": "a"}, {"x-test-key": "b"}, {"x-test-key": "c", "x-test-admin": "1"}
     run = (await client.post("/v1/improve", json=BODY, headers=mine)).json()
     body: dict[str, Any] = {"type": "comparison", **VERDICT}
     unknown = await client.post("/v1/feedback", json=body | {"run": "imp_" + "0" * 32}, headers=mine)

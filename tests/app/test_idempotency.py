@@ -17,7 +17,7 @@ from app.improve.options import Models
 from app.store.answers import KEPT_S, LEASE_S
 from tests.app.conftest import Serve, execute, running
 from tests.app.fakes import FakeEngine, fake_models
-from tests.app.owners import know_owners
+from tests.app.identified import identify
 from tests.app.test_api import assert_error, events_of
 from tests.app.test_disconnect import Client, start
 from tests.app.test_store import BODY, MESSAGES, SLOW_BODY, slow
@@ -138,10 +138,10 @@ async def test_the_same_key_with_another_body_is_refused(serve: Serve, database:
 
 async def test_a_key_belongs_to_its_owner_and_route(serve: Serve, database: str) -> None:
     client = await serve(database=database)
-    know_owners(client)
+    identify(client.app)
     texts = [TEXTS | {"preferred": text} for text in ("one", "two")]
     for owner, body in zip(("a", "b"), texts, strict=True):
-        assert (await post(client, "/v1/feedback", body, **{"x-owner": owner})).status_code == 201
+        assert (await post(client, "/v1/feedback", body, **{"x-test-key": owner})).status_code == 201
     ids = {(await post(client, "/v1/feedback", texts[0], key)).json()["id"] for key in ("k", "l", "L")}
     assert len(ids) == 3
     assert (await post(client, "/v1/improve", BODY)).status_code == 200

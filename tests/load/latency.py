@@ -1,8 +1,7 @@
 """What store, keys and limits add to an answer's latency, at 100 requests a second.
 
-Two gateways before one mock upstream: one without any of them, one with all. An open loop: requests leave at
-their times, whether earlier ones are answered or not, so that a server that falls behind is seen to. Rounds
-are interleaved, half a second of each request a warm-up.
+Two gateways before one mock upstream: one without any of them, one with all, asked by an open loop. Rounds
+are interleaved; the first half second of each warms up.
 """
 
 import asyncio
@@ -19,6 +18,7 @@ import aiohttp
 
 from tests.load.figures import Bar, Result, spread
 from tests.load.gateway import Contestant, start_gateway, upstream
+from tests.load.open_loop import open_loop
 from tests.load.processes import ROOT, LoadError
 
 RATE, SECONDS, ROUNDS = 100, 8, 5
@@ -35,23 +35,20 @@ async def arrivals(url: str, key: str | None) -> list[float]:
     """Latencies in milliseconds of `RATE` requests a second for `SECONDS`. Raises on any failed request."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     found: list[float] = []
+    warm_up = RATE // 2
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
 
-        async def ask(counts: bool) -> None:
+        async def ask(number: int) -> None:
             started = time.perf_counter()
             async with http.post(f"{url}/v1/improve", json=BODY) as answer:
                 body = await answer.json()
             if answer.status != 200 or body["scoring"] != "gap":
                 raise LoadError(f"HTTP {answer.status}: {body.get('error')}")
-            if counts:
+            if number >= warm_up:
                 found.append(1000 * (time.perf_counter() - started))
 
-        begun, warm_up = time.perf_counter(), RATE // 2
-        async with asyncio.TaskGroup() as group:
-            for number in range(warm_up + RATE * SECONDS):
-                await asyncio.sleep(begun + number / RATE - time.perf_counter())
-                group.create_task(ask(number >= warm_up))
+        await open_loop(ask, RATE, warm_up + RATE * SECONDS)
     return found
 
 

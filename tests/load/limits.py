@@ -21,6 +21,7 @@ from app.telemetry import Telemetry
 from tests.app.redis_server import redis_server
 from tests.load.figures import Bar, Result
 from tests.load.gateway import IMPROVE_TURN, upstream
+from tests.load.open_loop import open_loop
 from tests.load.processes import LoadError, Server, free_port, server
 
 ADMISSIONS = 5000
@@ -61,7 +62,7 @@ async def latencies(url: str) -> list[float]:
     """Milliseconds of each request of an open loop."""
     found: list[float] = []
 
-    async def one(session: aiohttp.ClientSession) -> None:
+    async def one(number: int) -> None:
         started = time.perf_counter()
         async with session.post(f"{url}/v1/chat/completions", json=BODY) as answer:
             await answer.read()
@@ -70,11 +71,7 @@ async def latencies(url: str) -> list[float]:
         found.append(1000 * (time.perf_counter() - started))
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        begun, tasks = time.perf_counter(), []
-        for number in range(RATE * SECONDS):
-            await asyncio.sleep(begun + number / RATE - time.perf_counter())
-            tasks.append(asyncio.create_task(one(session)))
-        await asyncio.gather(*tasks)
+        await open_loop(one, RATE, RATE * SECONDS)
     return found
 
 
