@@ -9,6 +9,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
+# The tests start hundreds of processes: without bytecode on disk each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test lint format types check faults docs evaluate bench bench-training pins clean distclean
 

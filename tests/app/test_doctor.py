@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import secrets
 import socket
 import subprocess
@@ -263,18 +262,15 @@ def test_deep_starts_nothing_where_something_is_broken(run: dict[str, Any]) -> N
     assert "engines" not in {f.subject for f in look(run)}
 
 
-def test_the_command_answers_within_two_seconds_and_its_status_says_it(run: dict[str, Any]) -> None:
-    """CPU time of the whole process, as the machine may be busy: nothing slow is imported. Status 1 when
-    something is to be mended."""
+def test_the_command_imports_nothing_slow_and_its_status_says_it(run: dict[str, Any]) -> None:
+    """Status 1 when something is to be mended."""
     options = ["--policy", str(run["policy"]), "--improver", str(run["improver"]), "--port", "0"]
-    command = [sys.executable, "-m", "app.cli", "doctor", *options]
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert min(seconds) < 2, seconds
+    command = [sys.executable, "-X", "importtime", "-m", "app.cli", "doctor", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "app.doctor" in imported
+    assert not imported & {"torch", "vllm", "transformers", "sqlalchemy", "fastapi"}
     assert "0 to mend" in done.stdout
     assert "gap-reward: none" in done.stdout
     report = CliRunner().invoke(app, ["doctor", "--policy", "nowhere", "--json"])

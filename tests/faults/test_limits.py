@@ -25,7 +25,7 @@ from tests.load.processes import Server, free_port, server
 
 CLIENTS = 200
 SECONDS = count(75, 3)
-"""The full form goes over the end of the first minute."""
+"""The full form goes over the end of the first minute; the short one goes on until the limits bind."""
 TOTAL = {"requests_per_minute": 1200, "tokens_per_minute": 30_000, "max_concurrency": 30}
 KEYS: dict[str, dict[str, int]] = {
     "requests": {"requests_per_minute": 60},
@@ -174,11 +174,13 @@ async def test_two_hundred_clients_on_two_replicas(redis: RedisServer, tmp_path:
     back, of clients that left in the middle too."""
     with ExitStack() as stack:
         urls = [one.url for one in replicas(stack, tmp_path, redis, **TOTAL)]
-        statuses = await rush(urls)
-        found = await counts(urls)
-        noted = lines(tmp_path)
+        statuses, used, started = Counter[int](), dict.fromkeys(BINDING, 0.0), time.monotonic()
+        while min(used[name] for name in BINDING) <= 0.8 and time.monotonic() < started + 60:
+            statuses += await rush(urls)
+            found = await counts(urls)
+            noted = lines(tmp_path)
+            used = shares(noted)
     assert set(statuses) <= {200, 429, 503}, statuses
-    used = shares(noted)
     print(dict(statuses), {name: round(share, 3) for name, share in used.items()})
     over = max(0.0, *[share - 1 for share in used.values()])
     what = f"{CLIENTS} clients, {SECONDS} s, two replicas, {len(used)} limits of four keys and in total"
