@@ -25,8 +25,8 @@ demo: setup  ## train if needed, serve on 127.0.0.1:8000 (PORT=...), show one im
 	@$(BIN)/python scripts/demo.py --port $(PORT) $(if $(filter 1,$(DEMO_EXIT)),--exit)
 
 test: setup lint types  ## lint, types, and every test, real engine included
-	$(BIN)/pytest -m "not engine and not slow"
-	$(BIN)/pytest -m "engine or slow"
+	$(BIN)/pytest --durations=20 -m "not engine and not slow"
+	$(BIN)/pytest --durations=20 -m "engine or slow"
 
 lint: setup  ## ruff: rules and formatting of imports
 	$(BIN)/ruff check .
