@@ -25,7 +25,9 @@ COPY training training
 RUN uv pip install --no-deps .
 
 FROM build AS build-cpu
-RUN uv pip install --constraints constraints.txt --overrides overrides.txt --torch-backend cpu \
+# PyPI's torch is the CUDA build; an index of yours that has the CPU build alone wants --build-arg UV_TORCH_BACKEND=
+ARG UV_TORCH_BACKEND=cpu
+RUN uv pip install --constraints constraints.txt --overrides overrides.txt \
     -r pyproject.toml --extra cpu --extra postgres --extra redis --extra otel
 COPY app app
 COPY training training

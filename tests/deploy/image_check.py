@@ -3,7 +3,7 @@
     python -m tests.deploy.image_check gateway cpu    # root, debootstrap, network, some minutes
 
 The base is what debootstrap makes of the same Debian. Each stage is a layer over the one before (overlayfs),
-its RUN lines run in a chroot. What comes out starts as the image's user on a read-only root and has to answer.
+its RUN lines run in a chroot. The result starts as the image's user on a read-only root and has to answer.
 Everything happens in mount and process namespaces of its own and in a temporary directory.
 """
 
@@ -52,13 +52,17 @@ class Layer:
 class Builder:
     """Builds stages under a directory; needs root and a mount namespace."""
 
-    def __init__(self, work: Path, stages: dict[str, Stage], base: Path | None) -> None:
-        self.work, self.stages, self.base = work, stages, base
+    def __init__(
+        self, work: Path, stages: dict[str, Stage], base: Path | None, arguments: dict[str, str]
+    ) -> None:
+        self.work, self.stages, self.base, self.arguments = work, stages, base, arguments
         self.layers: dict[str, Layer] = {}
         self.sources = PackageSources()
 
     def build(self, target: str) -> Layer:
         for stage in dockerfile.needed(self.stages, target):
+            if stage.name in self.layers:
+                continue
             started = time.monotonic()
             self.layers[stage.name] = self._stage(stage)
             say(f"stage {stage.name}: {time.monotonic() - started:.0f} s, "
@@ -130,6 +134,8 @@ class Builder:
     def _run(self, layer: Layer, place: str, stage: Stage, line: str) -> None:
         given = {"PATH": dockerfile.BASE_PATH, "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
         given |= dockerfile.environment(self.stages, stage.name) | self.sources.environment
+        arguments = dict(one.rest.split("=", 1) for one in stage.all("ARG"))
+        given |= {name: value for name, value in (arguments | self.arguments).items() if value}
         with self.sources.mounted(layer.root):
             command("chroot", str(layer.root), "/bin/sh", "-ec", f"cd {place}; {line}", env=given, quiet=True)
 
@@ -226,11 +232,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build images in a chroot, and run them.")
     parser.add_argument("target", nargs="*", default=["gateway"], help="gateway, cpu, gpu [default: gateway]")
     parser.add_argument("--base", type=Path, help="a minimal Debian that debootstrap made before")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as docker's")
     given = parser.parse_args()
     if os.geteuid() != 0 or not shutil.which("debootstrap"):
         raise SystemExit("needs root, and debootstrap: apt-get install debootstrap")
     if work := os.environ.get(INSIDE):
-        build_and_try(Path(work), given.target, given.base)
+        build_and_try(Path(work), given)
         return 0
     # What is mounted and runs in there ends with it, however it ends; then the directory is removed.
     inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-m"]
@@ -242,9 +249,10 @@ def main() -> int:
         ).returncode
 
 
-def build_and_try(work: Path, targets: Sequence[str], base: Path | None) -> None:
-    builder = Builder(work, dockerfile.stages(DOCKERFILE.read_text(encoding="utf-8")), base)
-    for target in targets:
+def build_and_try(work: Path, given: argparse.Namespace) -> None:
+    stages = dockerfile.stages(DOCKERFILE.read_text(encoding="utf-8"))
+    builder = Builder(work, stages, given.base, dict(one.split("=", 1) for one in given.build_arg))
+    for target in given.target:
         layer = builder.build(target)
         own = sum(megabytes(part) for part in (layer.upper, *layer.lower[:-1]))
         say(f"{target}: {own:.0f} MB over the base image, {packed(layer):.0f} MB of it packed")
