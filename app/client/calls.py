@@ -106,8 +106,9 @@ def improve(
     return Call("POST", "/v1/improve", body)
 
 
-def score(messages: Conversation, candidates: Sequence[str], baseline: str) -> Call:
-    body = {"messages": chat(messages), "candidate": list(candidates), "baseline": baseline}
+def score(messages: Conversation, candidate: str | list[str], baseline: str) -> Call:
+    several = [candidate] if isinstance(candidate, str) else candidate
+    body = {"messages": chat(messages), "candidate": several, "baseline": baseline}
     return Call("POST", "/v1/score", body)
 
 
