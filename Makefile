@@ -45,8 +45,9 @@ faults: setup  ## the fault tests in full (about half an hour), and the table of
 	@failed=0; PIT_FAULTS=full $(BIN)/pytest -s $$(grep -rl "import.*\bsay\b" tests --include='test_*.py') || failed=1; \
 	  $(BIN)/python scripts/reliability.py; exit $$failed
 
-docs: setup  ## write what is made from the code: docs/configuration.md
+docs: setup  ## write what is made from the code: docs/configuration.md, docs/api.md, docs/cli.md
 	@$(BIN)/python scripts/configuration.py
+	@$(BIN)/python scripts/reference.py
 
 evaluate: setup  ## evaluate the checkpoints of the demo with its gold scorer
 	$(BIN)/pit-train evaluate training/configs/demo.yaml
