@@ -2,7 +2,7 @@
 
 import { percent, svg } from "./dom.js";
 
-const [LEFT, RIGHT, TOP, HIGH, GAP, LOW] = [40, 8, 10, 74, 24, 34];
+const [LEFT, RIGHT, TOP, HIGH, GAP, LOW] = [48, 8, 10, 74, 24, 34];
 const HEIGHT = TOP + HIGH + GAP + LOW + 18;
 
 /** `iterations` as the API has them; `draft` its tokens or 0; `gate` the probability that lets one pass. */
@@ -21,7 +21,7 @@ export function chart(iterations, { draft, gate, width }) {
     svg("polyline", { class: "path", points: best(bars, x, y) }),
     bars.map((bar, n) => dot(bar, x(n), y)),
     bars.map((bar, n) => column(bar, x(n), Math.min(step * 0.5, 36), most)),
-    text("axis", LEFT - 6, TOP + HIGH + GAP + LOW, "tok", "end"),
+    text("axis", LEFT - 6, TOP + HIGH + GAP + LOW, "tokens", "end"),
     bars.map((bar, n) => text("axis", x(n), HEIGHT - 2, bar.label, "middle")),
   );
 }

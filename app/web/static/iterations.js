@@ -100,16 +100,17 @@ class Card {
     this.open = false;
     this.root.dataset.state = state;
     this.chip.textContent = label;
-    this.facts.replaceChildren(...(iteration ? facts(iteration) : []));
+    this.facts.replaceChildren(...(iteration ? facts(iteration).filter(Boolean) : []));
     this.body.replaceChildren(...body);
   }
 }
 
 function facts({ win_probability, usage, ms }) {
-  const meter = el("meter", { min: 0, max: 1, value: win_probability ?? 0, "aria-label": "win probability" });
+  const bar = el("span", { class: "fill" });
+  bar.style.width = percent(win_probability);
   const wins = win_probability === null ? "not scored" : `${percent(win_probability)} likely better`;
   return [
-    win_probability === null ? "" : meter,
+    win_probability === null ? null : el("span", { class: "bar", "aria-hidden": "true" }, bar),
     el("span", { class: "wins" }, wins),
     el("span", { class: "cost" }, `${count(usage.completion_tokens, "token")} · ${seconds(ms)}`),
   ];

@@ -59,7 +59,9 @@ export class Outcome {
     if (!this.iterations.length || (this.drawn === this.iterations.length && this.width === width)) return;
     [this.drawn, this.width] = [this.iterations.length, width];
     const draft = this.improvement?.usage.draft.completion_tokens ?? 0;
-    this.graph.replaceChildren(chart(this.iterations, { draft, gate: this.scored ? this.gate : null, width }));
+    const legend = el("p", { class: "hint" }, "How likely each iteration beats the best before it: filled passed, hollow did not; the dashed line is what it takes.");
+    const drawing = chart(this.iterations, { draft, gate: this.scored ? this.gate : null, width });
+    this.graph.replaceChildren(drawing, ...(this.scored ? [legend] : []));
   }
 
   iterated(iteration) {
