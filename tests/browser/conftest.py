@@ -16,9 +16,10 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from app.main import create_app
 from app.runtime import ModelFactory
 from app.settings import Settings
+from app.web.site import site
 from tests.app.fakes import factory_of, fake_models
 
-DEADLINE_MS = 30_000
+DEADLINE_MS = 60_000
 """How long a page may take to show something, on a machine that does much else."""
 expect.set_options(timeout=DEADLINE_MS)
 
@@ -36,6 +37,11 @@ async def browser() -> AsyncGenerator[Browser, None]:
         await found.close()
 
 
+def static(name: str) -> str:
+    """The address of a file of the page."""
+    return f"/static/{site().digest}/{name}"
+
+
 @dataclass
 class Watched:
     """A page and what it did that it should not: errors on the console, requests to elsewhere."""
@@ -43,7 +49,6 @@ class Watched:
     page: Page
     url: str
     complaints: list[str] = field(default_factory=list)
-    bytes_received: int = 0
 
     async def open(self, path: str = "/") -> Page:
         await self.page.goto(self.url + path)

@@ -11,9 +11,9 @@ from app.improve.options import Models
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 
 PROMPT = "What about the price and color and origin?"
-DRAFT = "It has price 24 euros. My cat sleeps all morning."
-BETTER = "It has price 24 euros and color red. My dog sleeps all morning."
-BEST = "It has price 24 euros and color red and origin Oslo. My dog sleeps."
+DRAFT = "It has price 24 euros and my cat sleeps all morning."
+BETTER = "It has price 24 euros and color red and my dog sleeps all morning."
+BEST = "It has price 24 euros and color red and origin Oslo and my dog sleeps all day."
 WORSE = "It has price 24 euros and color red. Buy now!"
 VALUES = {DRAFT: 0.0, BETTER: 0.9, BEST: 1.4, WORSE: 1.2}
 """With the calibration of `fake_models` better by 0.9 wins in 86%, by 0.5 in 73%, worse by 0.2 in 40%."""

@@ -129,7 +129,7 @@ async def test_a_server_with_keys_asks_for_one(start: Start, visit: Open, tmp_pa
     await write(page)
     await page.click("#run")
     await expect(dialog).to_be_visible()
-    await expect(page.locator("#key-why")).to_contain_text("No API key")
+    await expect(page.locator("#key-why")).to_contain_text("This server asks for an API key. Stays")
 
 
 async def test_a_limit_says_when_to_try_again(start: Start, visit: Open) -> None:

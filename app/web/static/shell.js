@@ -43,7 +43,7 @@ function keyDialog() {
     document.dispatchEvent(new CustomEvent("key-changed"));
   };
   $("key-open").addEventListener("click", () => open(usual));
-  document.addEventListener("key-wanted", (event) => open(`${event.detail} ${usual}`));
+  document.addEventListener("key-wanted", (event) => open(`${key.get() ? event.detail : "This server asks for an API key."} ${usual}`));
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     settle(input.value);
