@@ -1,0 +1,48 @@
+"""A run whose texts are known: what the improver writes in turn, and how good each is."""
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+
+from playwright.async_api import Page, expect
+
+from app.checkpoint import SamplingDefaults
+from app.engines.base import Message
+from app.improve.options import Models
+from tests.app.fakes import FakeEngine, FakeScorer, fake_models
+
+PROMPT = "What about the price and color and origin?"
+DRAFT = "It has price 24 euros and my cat sleeps all morning."
+BETTER = "It has price 24 euros and color red and my dog sleeps all morning."
+BEST = "It has price 24 euros and color red and origin Oslo and my dog sleeps all day."
+WORSE = "It has price 24 euros and color red. Buy now!"
+VALUES = {DRAFT: 0.0, BETTER: 0.9, BEST: 1.4, WORSE: 1.2}
+"""With the calibration of `fake_models` better by 0.9 wins in 86%, by 0.5 in 73%, worse by 0.2 in 40%."""
+
+
+def story(delay_s: float = 0.0, texts: Sequence[str] = (BETTER, BEST, WORSE), **scorer: float) -> Models:
+    """Models that write `texts` one after the other, a word each `delay_s`; two pass, the third does not."""
+    turn: Iterator[str] = cycle(texts)
+
+    def improve(_: Sequence[Message]) -> str:
+        return next(turn)
+
+    engines = [
+        FakeEngine(context_length=4096, defaults=SamplingDefaults(max_tokens=64), delay_s=delay_s, script=script)
+        for script in (lambda _: DRAFT, improve)
+    ]
+    judge = FakeScorer(value=lambda text: VALUES.get(text, 0.0), context_length=4096)
+    return fake_models(engines[0], engines[1], judge, **scorer)
+
+
+async def write(page: Page, prompt: str = PROMPT, draft: str = DRAFT) -> None:
+    """Fill in the form, once the page says that the server is ready."""
+    await expect(page.locator("#run")).to_be_enabled()
+    await page.fill("#prompt", prompt)
+    await page.fill("#draft", draft)
+
+
+async def improve(page: Page, prompt: str = PROMPT, draft: str = DRAFT) -> None:
+    """Run it to the end by hand."""
+    await write(page, prompt, draft)
+    await page.click("#run")
+    await expect(page.locator(".compare")).to_be_visible()
