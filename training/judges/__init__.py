@@ -1,7 +1,7 @@
 """Judges that training never sees, behind one protocol, and the statistics of their verdicts.
 
-- protocol.py: `Judge`, what each of them promises; `Contest`, `Verdict`, `Cost`; `ScoreJudge`, a judge made
-  of a function that gives each response a number
+- protocol.py: `Judge`, what each of them promises; `Contest`, `Verdict`, `Cost`, `win_rate`
+- numbers.py: `ScoreJudge` and `MarginJudge`, judges made of a function
 - formulas.py, toxicity.py: gold scorer, edit distance, toxicity
 - statistics.py: win, lose, Δ and means with their bootstrap intervals
 
@@ -9,12 +9,12 @@ The paper's judges are GPT-4, a DeBERTa reward model and people. Importing this 
 """
 
 from training.judges.formulas import edit_distance, edit_judge, gold_judge, nearest_distance, toxicity_judge
+from training.judges.numbers import MarginJudge, ScoreJudge
 from training.judges.protocol import (
     Contest,
     Cost,
     Judge,
     Judged,
-    ScoreJudge,
     Verdict,
     contests,
     settings_hash,
@@ -29,6 +29,7 @@ __all__ = [
     "Judge",
     "JudgeQuality",
     "Judged",
+    "MarginJudge",
     "Mean",
     "ScoreJudge",
     "ToxicityJudge",

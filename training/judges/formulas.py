@@ -14,7 +14,7 @@ from rapidfuzz.distance import Levenshtein
 from training.data import PreferencePair
 from training.errors import DataError
 from training.helpdesk import gold_score
-from training.judges.protocol import ScoreJudge
+from training.judges.numbers import ScoreJudge
 from training.judges.toxicity import ToxicityJudge
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from training.data import PreferencePair
@@ -56,6 +56,18 @@ class Cost:
     money: float | None = None
     seconds: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        money = [each for each in (self.money, other.money) if each is not None]
+        return Cost(
+            self.contests + other.contests,
+            self.known + other.known,
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            sum(money) if money else None,
+            self.seconds + other.seconds,
+        )
+
     def __str__(self) -> str:
         parts = [f"{self.contests} contests"]
         if self.known:
@@ -66,6 +78,8 @@ class Cost:
             parts.append(f"{self.prompt_tokens} tokens read, {self.completion_tokens} written")
         if self.money is not None:
             parts.append(f"{self.money:.2f} in money")
+        if self.seconds >= 1:
+            parts.append(f"{self.seconds:.0f} s")
         return ", ".join(parts)
 
 
@@ -129,49 +143,3 @@ def win_rate(verdicts: Sequence[Verdict], seed: int = 0) -> Judged:
         reasons = ", ".join(f"{count} {reason}" for reason, count in missing.items()) or "nothing was judged"
         raise DataError(f"no verdict to count: {reasons}")
     return Judged(paired_bootstrap(values.count(1), values.count(-1), len(values), seed), dict(missing))
-
-
-Score = Callable[[Sequence[tuple[PreferencePair, str]]], list[float]]
-"""Numbers for responses, each with its example; higher is better. Shape (n,) to (n,)."""
-
-
-@dataclass
-class ScoreJudge:
-    """A judge that gives each response a number; the higher one wins, within `tolerance` it is a tie.
-
-    Each response of an example is scored once, however many contests it stands in.
-    """
-
-    name: str
-    score: Score
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    tolerance: float = 0.0
-    _known: dict[tuple[str, str], float] = field(default_factory=dict, init=False, repr=False)
-    _judged: int = field(default=0, init=False, repr=False)
-
-    def scores(self, examples: Sequence[PreferencePair], texts: Sequence[str]) -> list[float]:
-        """The number of each response; shapes: all (n,)."""
-        new = {}
-        for example, text in zip(examples, texts, strict=True):
-            if (example.id, text) not in self._known:
-                new[example.id, text] = (example, text)
-        if new:
-            self._known.update(zip(new, self.score(list(new.values())), strict=True))
-        return [self._known[example.id, text] for example, text in zip(examples, texts, strict=True)]
-
-    def judge(self, contests: Sequence[Contest]) -> list[Verdict]:
-        examples = [contest.example for contest in contests]
-        # In one call, so that a model that scores in batches fills them.
-        texts = [contest.first for contest in contests] + [contest.second for contest in contests]
-        found = self.scores(examples * 2, texts)
-        self._judged += len(contests)
-        return [
-            Verdict((a - b > self.tolerance) - (b - a > self.tolerance), scores=(a, b))
-            for a, b in zip(found[: len(contests)], found[len(contests) :], strict=True)
-        ]
-
-    def estimate(self, contests: Sequence[Contest]) -> Cost:
-        return Cost(contests=len(contests))
-
-    def cost(self) -> Cost:
-        return Cost(contests=self._judged)
