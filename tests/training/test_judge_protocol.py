@@ -92,5 +92,5 @@ def test_the_settings_hash_is_that_of_what_decides() -> None:
 def test_a_cost_says_what_there_is() -> None:
     assert str(Cost(contests=3)) == "3 contests"
     assert str(Cost(5, 2, 6, 900, 60, 0.031)) == (
-        "5 contests, 2 judged before, 6 calls, 900 tokens read, 60 written, 0.03 in money"
+        "5 contests, 2 known already, 6 calls, 900 tokens read, 60 written, 0.03 in money"
     )

@@ -45,7 +45,7 @@ class Verdict:
 class Cost:
     """What verdicts cost. `money` is in the unit of the prices that were given, None without prices.
 
-    `known`: contests that need no work, because their verdicts are kept from an earlier run.
+    `known`: contests that need no work: their verdicts are kept from before, or both texts are the same.
     """
 
     contests: int = 0
@@ -71,7 +71,7 @@ class Cost:
     def __str__(self) -> str:
         parts = [f"{self.contests} contests"]
         if self.known:
-            parts.append(f"{self.known} judged before")
+            parts.append(f"{self.known} known already")
         if self.calls:
             parts.append(f"{self.calls} calls")
         if self.prompt_tokens or self.completion_tokens:

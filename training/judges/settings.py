@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class _Frozen(BaseModel):
@@ -33,3 +34,44 @@ class RewardModelSettings(_Frozen):
     tolerance: float = Field(default=0.0, ge=0)
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Prices(_Frozen):
+    """Per million tokens, in any unit of money."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+class LlmSettings(_Frozen):
+    """A language model behind an OpenAI-compatible API as a judge (`url` ends with /v1 for most servers).
+
+    `api_key_env` names the environment variable with the key, if there is one. `prompt` is a file in the
+    place of llm_prompt.txt, with the same three names in braces. `extra` goes into every request
+    (`{seed: 1}`), `temperature` null leaves the model's own. `tokens_name` is how the server calls the limit
+    on what it writes.
+    `deadline_s` covers one call with all its `retries`, `timeout_s` one try. `prices` turn tokens into money.
+    `cache` is the file of kept answers; without it, judge_cache.sqlite in the run's directory.
+    """
+
+    url: str
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    prompt: Path | None = None
+    temperature: float | None = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    tokens_name: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    extra: dict[str, Any] = {}
+    concurrency: int = Field(default=8, ge=1)
+    retries: int = Field(default=6, ge=0)
+    timeout_s: float = Field(default=60.0, gt=0)
+    deadline_s: float = Field(default=300.0, gt=0)
+    prices: Prices | None = None
+    cache: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url.rstrip("/")
