@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+JudgeName = Literal["gold", "edit", "edit+toxicity", "reward_model", "llm", "people"]
+JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
 
 
 class _Frozen(BaseModel):
@@ -49,9 +52,9 @@ class LlmSettings(_Frozen):
     `api_key_env` names the environment variable with the key, if there is one. `prompt` is a file in the
     place of llm_prompt.txt, with the same three names in braces. `extra` goes into every request
     (`{seed: 1}`), `temperature` null leaves the model's own. `tokens_name` is how the server calls the limit
-    on what it writes.
+    on what it writes. Of an evaluation's examples it judges the first `examples` (the paper: 128).
     `deadline_s` covers one call with all its `retries`, `timeout_s` one try. `prices` turn tokens into money.
-    `cache` is the file of kept answers; without it, judge_cache.sqlite in the run's directory.
+    `cache` is the file of kept answers; without it, judge_cache.sqlite in the evaluation's directory.
     """
 
     url: str
@@ -68,6 +71,7 @@ class LlmSettings(_Frozen):
     deadline_s: float = Field(default=300.0, gt=0)
     prices: Prices | None = None
     cache: Path | None = None
+    examples: int | None = Field(default=128, ge=1)
 
     @field_validator("url")
     @classmethod
@@ -75,3 +79,28 @@ class LlmSettings(_Frozen):
         if not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         return url.rstrip("/")
+
+
+class EvaluationConfig(_Frozen):
+    """`pit-train evaluate`; decides no checkpoint.
+
+    `judge`: one of `JUDGES` or several; None: gold for helpdesk, edit for data with human texts.
+    `start`: what the systems improve, the policy's answer or the data's own draft; None: the draft where
+    people rewrote drafts. `compare` narrows what reward_model, llm and people judge down to comparisons by
+    their names, as the report prints them. `people`: the directory of `pit-train judge serve`; None: people
+    in the evaluation's own.
+    """
+
+    judge: JudgeName | tuple[JudgeName, ...] | None = None
+    start: Literal["policy", "draft"] | None = None
+    compare: tuple[str, ...] | None = Field(default=None, min_length=1)
+    reward_model: RewardModelSettings | None = None
+    llm: LlmSettings | None = None
+    people: Path | None = None
+
+    @property
+    def judges(self) -> tuple[JudgeName, ...]:
+        """Those that are named; empty: as the data's format says."""
+        if self.judge is None:
+            return ()
+        return (self.judge,) if isinstance(self.judge, str) else self.judge
