@@ -66,34 +66,12 @@ def summary(
 ) -> None:
     """Win, lose and tie with 95% intervals, and how far the annotators agree."""
     from rich.console import Console
-    from rich.table import Table
 
-    from training.judges.people_summary import summarize
+    from training.judges.people_summary import section, summarize
+    from training.report import show
 
     found = summarize(directory)
     if as_json:
         print(json.dumps(asdict(found), ensure_ascii=False, indent=1))
-        return
-    console = Console()
-    table = Table("comparison", "win", "lose", "tie", "Δ [95%]", "n", "no verdict")
-    for name, judged in found.comparisons.items():
-        if judged is None:
-            table.add_row(name, "", "", "", "", "0", "not judged yet")
-            continue
-        rate = judged.rate
-        table.add_row(
-            name, f"{rate.win:.1f}", f"{rate.lose:.1f}", f"{100 - rate.win - rate.lose:.1f}",
-            f"{rate.delta:+.1f} [{rate.low:+.1f}, {rate.high:+.1f}]", str(rate.n),
-            "; ".join(f"{count} {reason}" for reason, count in judged.missing.items()),
-        )  # fmt: skip
-    console.print(table)
-    for name, (done, skipped) in found.annotators.items():
-        skips = f", {skipped} of them skipped" if skipped else ""
-        console.print(f"{name}: {done} of {found.tasks}{skips}", markup=False, highlight=False)
-    for name, two in found.pairs.items():
-        if two is not None:
-            kappa = "not defined" if two.kappa is None else f"{two.kappa:.2f}"
-            text = f"{name}: the same verdict in {two.percent:.1f}% of {two.n}, Cohen's kappa {kappa}"
-            console.print(text, markup=False, highlight=False)
-    if len(found.annotators) > 1 and found.fleiss is not None:
-        console.print(f"All annotators: Fleiss' kappa {found.fleiss:.2f}", highlight=False)
+    else:
+        show([section(found)], (), Console())

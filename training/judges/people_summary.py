@@ -13,6 +13,7 @@ from pathlib import Path
 from training.judges.agreement import TwoJudges, fleiss_kappa, two_judges
 from training.judges.people import SAME, Said, Tasks, by_task, majority, read_tasks, read_verdicts
 from training.judges.protocol import Judged, Verdict, win_rate
+from training.report import Section
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,29 @@ def _pairs(
 ) -> dict[str, TwoJudges | None]:
     columns = {name: [found.get(task.key, {}).get(name) for task in tasks.tasks] for name in said}
     return {f"{a} and {b}": two_judges(columns[a], columns[b]) for a, b in combinations(sorted(columns), 2)}
+
+
+def section(found: Summary) -> Section:
+    """The summary for the terminal."""
+    lines = ["By majority of the annotators; ties count."]
+    for name, (done, skipped) in found.annotators.items():
+        lines.append(f"{name}: {done} of {found.tasks}" + (f", {skipped} of them skipped" if skipped else ""))
+    for name, two in found.pairs.items():
+        if two is not None:
+            kappa = "not defined" if two.kappa is None else f"{two.kappa:.2f}"
+            lines.append(f"{name}: the same verdict in {two.percent:.1f}% of {two.n}, Cohen's kappa {kappa}")
+    if len(found.annotators) > 1 and found.fleiss is not None:
+        lines.append(f"All annotators: Fleiss' kappa {found.fleiss:.2f}")
+    columns = ("comparison", "win", "lose", "tie", "Δ [95%]", "n", "no verdict")
+    rows = [_row(name, judged) for name, judged in found.comparisons.items()]
+    return Section("What people said", "\n".join(lines), columns, rows)
+
+
+def _row(name: str, judged: Judged | None) -> tuple[str, ...]:
+    if judged is None:
+        return (name, "", "", "", "", "0", "not judged yet")
+    rate, missing = judged.rate, judged.missing
+    delta = f"{rate.delta:+.1f} [{rate.low:+.1f}, {rate.high:+.1f}]"
+    shares = (rate.win, rate.lose, 100 - rate.win - rate.lose)
+    left_out = "; ".join(f"{count} {reason}" for reason, count in missing.items())
+    return (name, *(f"{share:.1f}" for share in shares), delta, str(rate.n), left_out)
