@@ -41,14 +41,17 @@ def show(sections: Sequence[Section], bars: Sequence[Bar], console: Console) -> 
                 table.add_row(*row)
             # Broken figures are unreadable: a table wider than the terminal runs over its edge.
             console.print(table, width=max(console.width, 200), crop=False, no_wrap=True)
-    console.print("\n[bold]Bars[/bold]")
+    if bars:
+        console.print("\n[bold]Bars[/bold]")
     for bar in bars:
         console.print(str(bar), style="green" if bar.passed else "red", markup=False, highlight=False)
 
 
 def markdown(title: str, sections: Sequence[Section], bars: Sequence[Bar]) -> str:
     """The same as a Markdown document."""
-    lines = [f"# {title}", "", "## Bars", "", *(f"- {bar}" for bar in bars)]
+    lines = [f"# {title}"]
+    if bars:
+        lines += ["", "## Bars", "", *(f"- {bar}" for bar in bars)]
     for section in sections:
         lines += ["", f"## {section.title}"]
         if section.text:

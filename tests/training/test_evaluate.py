@@ -384,4 +384,4 @@ def test_a_judge_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--judge edit"):
         run(config, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match="helpdesk"):
-        run(config, "http://127.0.0.1:1", judge="gold")
+        run(config, "http://127.0.0.1:1", judges=("gold",))
