@@ -88,29 +88,32 @@ class Desk:
         self, models: str, mine: dict[System, AnswerFile], every: dict[System, AnswerFile],
         pairs: Sequence[PreferencePair], seed: int,
     ) -> None:  # fmt: skip
-        missing = [
-            pair for pair in pairs if any(system.label not in f.of(pair.id) for system, f in mine.items())
-        ]
-        if not missing:
+        lacking = {
+            system: [pair for pair in pairs if system.label not in file.of(pair.id)]
+            for system, file in mine.items()
+        }
+        calls = sum(map(len, lacking.values()))
+        if not calls:
             return
-        calls = len(missing) * len(mine)
-        self.console.print(
-            f"[dim]{models}: {len(missing)} examples, {', '.join(s.label for s in mine)}[/dim]"
-        )
+        wanted = {pair.id for each in lacking.values() for pair in each}
+        missing = [pair for pair in pairs if pair.id in wanted]
+        names = ", ".join(system.label for system, each in lacking.items() if each)
+        self.console.print(f"[dim]{models}: {calls} calls for {len(missing)} examples ({names})[/dim]")
 
         async def ask(client: Client, pair: PreferencePair, advance: Callable[[int], None]) -> None:
             for system, file in mine.items():
                 if system.label not in file.of(pair.id):
-                    draft = every[system.draft].of(pair.id).get(system.draft.label, {})
+                    draft = every[system.draft].of(pair.id).get(system.draft.label)
+                    if draft is None and system.strategy != "draft":
+                        return  # its call failed; the next run of the command asks again
                     file.add(pair.id, system.label, await _answer(client, system, pair, draft, seed))
-                advance(1)
+                    advance(1)
 
         command = server_command(self.run.output, **self.models.get(models, {}))
         log = self.run.output / "logs" / f"serve-{models}.log"
-        with self.console.status(f"starting pit serve ({models})"), ExitStack() as stack:
-            url = stack.enter_context(server(command, log, START_DEADLINE_S))
-            stack = stack.pop_all()
-        with stack:
+        with ExitStack() as stack:
+            with self.console.status(f"starting pit serve ({models})"):
+                url = stack.enter_context(server(command, log, START_DEADLINE_S))
             asyncio.run(
                 collect(
                     url, missing, ask, pairs[0], calls=calls, concurrency=self.study.concurrency,
@@ -139,10 +142,12 @@ class Desk:
         return Asked(kept, records)
 
 
-async def _answer(client: Client, system: System, pair: PreferencePair, draft: Record, seed: int) -> Record:
-    reference = str(draft.get("text", ""))
-    if system.strategy == "draft":
+async def _answer(
+    client: Client, system: System, pair: PreferencePair, draft: Record | None, seed: int
+) -> Record:
+    if draft is None:
         return await ask_one(client, "original", *system.request(pair, "", seed))
+    reference = str(draft.get("text", ""))
     if not reference.strip():
         return {"refused": "the policy's answer is empty"}
     return await ask_one(client, system.strategy, *system.request(pair, reference, seed))
