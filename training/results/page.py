@@ -92,7 +92,7 @@ def _study(result: Result) -> str:
         f"<p>{escape(result.question)}</p>",
     ]
     charts = [
-        f"<figure>{svg(chart)}"
+        f"<figure>{svg(chart, f'{result.name}-{chart.name}')}"
         + (f"<figcaption>{escape(chart.text)}</figcaption>" if chart.text else "")
         + "</figure>"
         for chart in figures.charts
@@ -108,7 +108,8 @@ def _study(result: Result) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    # "lose %" is one word to a reader.
+    head = "".join(f"<th>{escape(column.replace(' %', chr(160) + '%'))}</th>" for column in table.columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
     )

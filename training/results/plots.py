@@ -32,10 +32,10 @@ def _pyplot() -> Any:
     return plt
 
 
-def svg(chart: Chart) -> str:
-    """An <svg> element: transparent, text in `currentColor`, as wide as its place allows."""
+def svg(chart: Chart, name: str) -> str:
+    """An <svg> element: transparent, text in `currentColor`. `name` is its own on the page it stands in."""
     plt = _pyplot()
-    with plt.rc_context({**_style(INK), "svg.fonttype": "none", "svg.hashsalt": chart.name}):
+    with plt.rc_context({**_style(INK), "svg.fonttype": "none", "svg.hashsalt": name}):
         figure = _draw(plt, chart, INK)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -43,8 +43,8 @@ def svg(chart: Chart) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     # Names inside an SVG are the whole page's when it is inlined.
-    text = text.replace('id="', f'id="{chart.name}-').replace("url(#", f"url(#{chart.name}-")
-    text = text.replace('href="#', f'href="#{chart.name}-')
+    text = text.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
+    text = text.replace('href="#', f'href="#{name}-')
     label = chart.title.replace("&", "and").replace('"', "'")
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 

@@ -18,7 +18,7 @@ from training.studies.figures import Cell, Chart, Figures, Series, Table, Value,
 from training.studies.judging import UNIT, scores
 from training.studies.systems import Asked, System, pool, self_refines
 
-START, K, ORDERS, MATCHES = 1_000.0, 8.0, 200, 20_000
+START, K, ORDERS, MATCHES = 1_000.0, 8.0, 200, 5_000
 
 
 @dataclass(frozen=True)
