@@ -1,6 +1,7 @@
 """Studies against the real server over fakes: what is asked, what is kept, what the figures say."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from tests.app.fakes import FakeEngine, FakeScorer
 from tests.training import test_evaluate as base
+from training.checkpoint import hash_files, read_manifest
 from training.config import RunConfig
 from training.errors import ConfigError, DataError, TrainingError
 from training.evaluate import examples
@@ -35,9 +37,7 @@ YAMLS = sorted((ROOT / "training/configs/studies").glob("*.yaml"))
 
 def checkpoint(directory: Path, digest: str = "", content: str = "weights") -> None:
     """A directory that passes for a checkpoint where nobody loads it."""
-    from training.checkpoint import hash_files
-
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(content)
     manifest = {"format": 1, "role": "x", "gap": {"calibration": {}}, "files": hash_files(directory)}
     (directory / "pit.json").write_text(json.dumps(manifest | {"config_hash": digest}))
@@ -69,7 +69,10 @@ def served(monkeypatch: pytest.MonkeyPatch, study: StudyConfig, **fakes: Any) ->
         trained(run)
     pairs = examples(run, study.examples, study.example_seed)
     base.PROMPTS[:] = [pair.prompt[0]["content"] for pair in pairs]
-    script: dict[str, Any] = {"context_length": 2048, "defaults": replace(FakeEngine().defaults, max_tokens=80)}
+    script: dict[str, Any] = {
+        "context_length": 2048,
+        "defaults": replace(FakeEngine().defaults, max_tokens=80),
+    }
     values: dict[str, Any] = {
         "policy": FakeEngine(script=base.rude, model_id="p", **script),
         "improver": FakeEngine(script=base.perfect, model_id="i", **script),
@@ -167,8 +170,6 @@ def test_new_checkpoints_do_not_mix_with_old_answers(tmp_path: Path, monkeypatch
         improver = tmp_path / "run" / "improver"
         (improver / "config.json").write_text("others")
         manifest = json.loads((improver / "pit.json").read_text())
-        from training.checkpoint import hash_files
-
         (improver / "pit.json").write_text(json.dumps(manifest | {"files": hash_files(improver)}))
         run(study)
         assert models.improver.started == 2 * asked
@@ -208,14 +209,27 @@ def test_every_seed_counts_and_is_shown(tmp_path: Path, monkeypatch: pytest.Monk
 def test_only_the_stages_that_differ_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(tmp_path, "gap_loss", variants={"single": ["gap_reward.loss=single"]})
     config = trained(study.run_config(7))
+    single = config.output / "variants" / "single"
     missing: list[str] = []
 
-    def train(variant: RunConfig, _: Any) -> None:
-        missing.extend(s.name for s in stages(variant) if not (variant.output / s.name).exists())
+    def train(variant: RunConfig, _: Any, *, retrain: bool) -> None:
+        assert retrain  # what an earlier study left there with other settings is replaced
+        for stage in stages(variant):
+            place, digest = variant.output / stage.name, variant.digest(stage.name)
+            if not place.exists() or read_manifest(place)["config_hash"] != digest:
+                missing.append(stage.name)
 
     monkeypatch.setattr("training.studies.variants.run", train)
     train_variant(study, config, "single", Console(file=StringIO()))
     assert missing == ["gap_reward", "improver"]
+    # Left by an earlier study: what can be shared is shared again, the rest is trained.
+    missing.clear()
+    shutil.rmtree(single / "policy")
+    for name in ("policy", "gap_reward"):
+        checkpoint(single / name, "other settings", "others")
+    train_variant(study, config, "single", Console(file=StringIO()))
+    assert missing == ["gap_reward", "improver"]
+    assert (single / "policy/config.json").read_text() == "policy"
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

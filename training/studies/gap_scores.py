@@ -29,9 +29,12 @@ class GapReward:
     @staticmethod
     def of(config: RunConfig) -> GapReward:
         """Load it. Raises `CheckpointError` where it is missing."""
+        from transformers.utils import logging
+
         from training.models import load_reading_tokenizer, load_reward_model
         from training.paths import gap_reward_names
 
+        logging.disable_progress_bar()  # for loading some megabytes
         directories: list[Path] = [config.output / name for name in gap_reward_names(config)]
         models = [load_reward_model(directory, config.seed) for directory in directories]
         gap = read_manifest(directories[0])["gap"]

@@ -6,7 +6,7 @@ import shutil
 
 from rich.console import Console
 
-from training.checkpoint import read_manifest, share_checkpoint
+from training.checkpoint import content_hash, read_manifest, share_checkpoint
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
 from training.pipeline import finished, run, stages
@@ -34,16 +34,17 @@ def variant_config(study: StudyConfig, base: RunConfig, name: str) -> RunConfig:
 
 
 def train_variant(study: StudyConfig, base: RunConfig, name: str, console: Console) -> RunConfig:
-    """Train a variant of a finished run."""
+    """Train a variant of a finished run; one that an earlier study left with other settings is replaced."""
     config = variant_config(study, base, name)
-    if finished(config):
+    if finished(config, retrain=True):
         return config
     if config.digest("base") == base.digest("base") and not (config.output / "data").exists():
         shutil.copytree(base.output / "data", config.output / "data")
     for stage in stages(config):
         mine, its = config.output / stage.name, base.output / stage.name
         shared = its.is_dir() and read_manifest(its)["config_hash"] == config.digest(stage.name)
-        if shared and not mine.exists():
+        if shared and not (mine.exists() and content_hash(mine) == content_hash(its)):
             share_checkpoint(its, mine)
     console.print(f"[bold]{name}[/bold]: {', '.join(study.variants[name])}", highlight=False)
-    return train_run(config, console)
+    run(config, console, retrain=True)
+    return config
