@@ -120,6 +120,15 @@ class _Table:
         (texts, mine), (others, theirs) = self.get(name, iterations), self.get(other, iterations)
         return compare_systems(f"{name} vs {other}", mine, theirs, texts, others)
 
+    def least_against_self_refine(self) -> Comparison:
+        """PIT against Self-Refine after as many iterations, each time by its best rubric: the smallest Δ."""
+        rubrics = [name for name in self.asked.records if name.startswith("Self-Refine (")]
+        found = []
+        for i in range(1, min(HEADLINE, self.depth) + 1):
+            best = max(rubrics, key=lambda name: sum(self.get(name, i)[1]))
+            found.append(self.compare(PIT, best, i))
+        return min(found, key=lambda one: one.rate.delta)
+
     @property
     def depth(self) -> int:
         return max(len(record["iterations"]) for record in self.asked.records[UNGATED])
@@ -237,14 +246,13 @@ def _examples(asked: Asked, each: int = 3) -> list[Example]:
 
 def _bars(table: _Table) -> list[Bar]:
     """Those of the project for the synthetic data."""
-    original, refined = table.compare(PIT, ORIGINAL), table.compare(PIT, "Self-Refine")
-    first = table.compare(PIT, "Self-Refine", 1)
-    best = max((refined, first), key=lambda one: one.baseline_score.mean)
+    original, best = table.compare(PIT, ORIGINAL), table.least_against_self_refine()
     n = len(table.asked.pairs)
     bars = [
         Bar("prompts in all", "≥ 1,000", str(n), n >= 1_000),
         Bar("PIT vs Original", "Δ ≥ +80", str(original.rate), original.rate.delta >= 80),
-        Bar("PIT vs the best Self-Refine", "Δ ≥ +50", str(best.rate), best.rate.delta >= 50),
+        Bar("PIT vs the best Self-Refine, the least of equal counts", "Δ ≥ +50", str(best.rate),
+            best.rate.delta >= 50),
         Bar("both intervals above 0", "low > 0", f"{original.rate.low:+.1f}, {best.rate.low:+.1f}",
             min(original.rate.low, best.rate.low) > 0),
         Bar("both positive at equal length", "Δ > 0",
