@@ -163,6 +163,23 @@ def test_a_study_that_breaks_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         assert models.policy.started - drafted == 6 * 3 * 4 * 2
 
 
+def test_a_draft_that_failed_is_asked_for_again_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.errors import EngineFailed
+
+    study = study_of(tmp_path, "main")
+    systems = {"Original": System("draft"), "SFT improver": System("pit", "sft")}
+    broken = FakeEngine(context_length=2048, failure=EngineFailed("The engine died."))
+    with served(monkeypatch, study, policy=broken) as models:
+        context = Context(study, study.run_config(7), Console(file=StringIO()))
+        desk = context.desk({"sft": {"improver": context.run.output / "improver_sft"}})
+        with pytest.raises(TrainingError, match="no example was answered"):
+            desk.ask(systems)
+        models.policy.failure = None
+        assert len(desk.ask(systems).pairs) == 6
+
+
 def test_new_checkpoints_do_not_mix_with_old_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(tmp_path, "elo")
     with served(monkeypatch, study) as models:

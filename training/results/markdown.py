@@ -73,7 +73,7 @@ def facts(result: Result) -> list[str]:
         spent += ", those that another study asked for too"
     found.append(spent)
     versions = ", ".join(f"{name} {value}" for name, value in result.versions.items())
-    return [*found, f"{result.created}; {versions}", *result.notes]
+    return [*found, f"{result.created}; {versions}"]
 
 
 def _cells(table: Table) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,7 +133,6 @@ class Result:
     versions: Mapping[str, str]
     created: str
     format: int = FORMAT
-    notes: Sequence[str] = field(default_factory=tuple)
 
 
 def write_result(path: Path, result: Result) -> None:

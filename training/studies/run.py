@@ -88,7 +88,6 @@ def run_study(study: StudyConfig, console: Console, *, command: str, again: bool
         command=command,
         versions=_versions(),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        notes=tuple(getattr(module, "NOTES", ())),
     )
     write_result(study.result, result)
     for bar in figures.bars:
