@@ -4,7 +4,7 @@ on white for Markdown."""
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,8 @@ from training.studies.figures import Chart, Series
 # Seven hues that keep apart on white and on near-black, also for most colour-blind readers (after Okabe-Ito).
 COLOURS = ("#0a84c8", "#e07b00", "#149c6e", "#c8569a", "#8a6fd1", "#b08a00", "#d14b4b")
 MARKERS = "osD^vPX"
+HUES = {"PIT, ungated": 1, "PIT": 0, "Self-Refine": 2, "best-of": 3, "Original": 4}
+"""The same system has the same colour in every chart; by how its name begins."""
 INK = "#123456"
 """Stands for the page's text colour in a drawing, and is replaced by it."""
 
@@ -82,9 +84,7 @@ def _draw(plt: Any, chart: Chart, ink: str) -> Any:
 
 
 def _lines(axes: Any, chart: Chart, ink: str) -> None:
-    for series, colour, marker in zip(
-        chart.series, _cycle(COLOURS, chart), _cycle(MARKERS, chart), strict=True
-    ):
+    for series, colour, marker in _marked(chart):
         if series.low is not None and series.high is not None:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
         few = len(series.x) <= 12
@@ -98,9 +98,7 @@ def _lines(axes: Any, chart: Chart, ink: str) -> None:
 
 
 def _scatter(axes: Any, chart: Chart, ink: str) -> None:
-    for series, colour, marker in zip(
-        chart.series, _cycle(COLOURS, chart), _cycle(MARKERS, chart), strict=True
-    ):
+    for series, colour, marker in _marked(chart):
         if series.low is not None and series.high is not None:
             spread = [
                 [y - low for y, low in zip(series.y, series.low, strict=True)],
@@ -158,7 +156,7 @@ def _distribution(axes: Any, chart: Chart, ink: str) -> None:
     values = [value for series in chart.series for value in series.y]
     low, high = np.quantile(values, [0.002, 0.998])
     edges = np.linspace(low, high, 61)
-    for series, colour in zip(chart.series, _cycle(COLOURS, chart), strict=True):
+    for series, colour, _ in _marked(chart):
         axes.hist(series.y, edges, color=colour, alpha=0.22, density=True)
         axes.hist(
             series.y, edges, color=colour, histtype="step", density=True, linewidth=1.6, label=series.name
@@ -187,5 +185,13 @@ def _columns(series: Sequence[Series]) -> int:
     return max(1, min(len(series), 84 // (longest + 6)))
 
 
-def _cycle(values: Sequence[str], chart: Chart) -> list[str]:
-    return [values[i % len(values)] for i in range(len(chart.series))]
+def _marked(chart: Chart) -> Iterator[tuple[Series, str, str]]:
+    """Each series with its colour and marker: its system's, or the first free ones."""
+    taken: list[int] = []
+    for series in chart.series:
+        free = [hue for hue in range(len(COLOURS)) if hue not in taken] or [len(taken) % len(COLOURS)]
+        wanted = next((hue for begin, hue in HUES.items() if series.name.startswith(begin)), None)
+        hue = wanted if wanted in free else free[0]
+        assert hue is not None
+        taken.append(hue)
+        yield series, COLOURS[hue], MARKERS[hue]
