@@ -12,6 +12,7 @@ import typer
 
 from training.errors import TrainingError
 from training.machine import place
+from training.study_commands import report, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data.")
@@ -136,40 +137,6 @@ def evaluate(
     run_evaluation(load_config(config, overrides or []), options, Console())
 
 
-@app.command()
-def study(
-    configs: Annotated[list[Path], typer.Argument(help="YAML files, see training/configs/studies.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="A setting to change; repeatable.")
-    ] = None,
-    again: Annotated[bool, typer.Option(help="Make finished results anew, from the answers kept.")] = False,
-) -> None:
-    """Train what is missing, ask, judge, and write OUTPUT/NAME.json; the same command again resumes."""
-    from rich.console import Console
-
-    from training.studies.config import load_study
-    from training.studies.run import run_study
-
-    studies = [load_study(path, settings or []) for path in configs]
-    for path, one in zip(configs, studies, strict=True):
-        command = " ".join(["pit-train study", str(path), *(f"--set {each}" for each in settings or [])])
-        run_study(one, Console(), command=command, again=again)
-
-
-@app.command()
-def report(
-    results: Annotated[list[Path], typer.Argument(help="What pit-train study wrote: runs/studies/*.json.")],
-    output: Annotated[Path, typer.Option(help="A directory; the page is index.html, the text README.md.")],
-    title: Annotated[str, typer.Option(help="Of the report.")] = "What PIT is worth",
-) -> None:
-    """Write one HTML page, and Markdown with its pictures, from results of studies. Asks nobody anything."""
-    from rich.console import Console
-
-    from training.results.report import write_report
-
-    write_report(results, output, title, Console())
-
-
 @data_app.command()
 def inspect(
     path: Annotated[
@@ -220,6 +187,10 @@ def sample(
     print(
         json.dumps({"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen, "rejected": pair.rejected})
     )
+
+
+app.command()(study)
+app.command()(report)
 
 
 def main() -> None:
