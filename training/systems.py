@@ -210,7 +210,10 @@ def summarize(system: str, answer: Body, seconds: float) -> Body:
     kept = ("index", "text", "gap", "win_probability", "accepted", "finish_reason", "ms")
     iterations = [
         {key: iteration[key] for key in kept}
-        | {"tokens": _tokens(iteration["usage"]) | {"cached": iteration["usage"]["cached_tokens"]}}
+        | {
+            "tokens": _tokens(iteration["usage"])
+            | {"cached": iteration["usage"]["cached_tokens"], "score": iteration["score_tokens"]}
+        }
         for iteration in answer["iterations"]
     ]
     usage = answer["usage"]

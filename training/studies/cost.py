@@ -34,6 +34,7 @@ class Point:
     name: str
     written: float
     tokens: float
+    judged: float
     seconds: float
     scores: list[float]
 
@@ -62,16 +63,17 @@ def figures(samples: Sequence[Sample]) -> Figures:
     rows: list[list[Cell]] = [
         [
             p.name, mean(bootstrap_mean(p.scores)), Value(p.written, digits=0), Value(p.tokens, digits=0),
-            Value(p.seconds, digits=2), "yes" if _efficient(p, points, "tokens") else "",
+            Value(p.judged, digits=0), Value(p.seconds, digits=2),
+            "yes" if _efficient(p, points, "tokens") else "",
             "yes" if _efficient(p, points, "seconds") else "",
         ]
         for p in sorted(points, key=lambda p: p.tokens)
     ]  # fmt: skip
-    columns = ["system", f"mean ({UNIT})", "written", "tokens", "seconds", "none better for its tokens",
-               "none better for its time"]  # fmt: skip
+    columns = ["system", f"mean ({UNIT})", "written", "tokens", "gap reward's", "seconds",
+               "none better for its tokens", "none better for its time"]  # fmt: skip
     text = (
-        f"n = {n} prompts. Means of one prompt, the draft included: tokens written, and read and written "
-        "(the gap reward's too). Seconds: among the other requests in flight."
+        f"n = {n} prompts. Means of one prompt, the draft included: tokens written, and read and written; "
+        "beside it what the gap reward read. Seconds: among the other requests in flight."
     )
     tables.append(Table("Quality and cost", columns, rows, text))
     for axis, label in (
@@ -110,7 +112,8 @@ def _point(
 ) -> Point:
     tokens, seconds = asked.tokens(key, iterations), asked.seconds(key, iterations)
     return Point(
-        family, name, base[0] + tokens["completion"], base[1] + tokens["total"], base[2] + seconds,
+        family, name, base[0] + tokens["completion"], base[1] + tokens["total"], tokens["score"],
+        base[2] + seconds,
         _after(asked, key, iterations),
     )  # fmt: skip
 

@@ -54,7 +54,10 @@ def gather(context: Context) -> Sample:
 
 
 def equal_tokens(asked: Asked, iterations: int) -> int:
-    """How many candidates cost as many tokens, read and written, as PIT's iterations with their gate."""
+    """How many candidates cost as many tokens, read and written, as PIT's iterations.
+
+    What the gap reward reads is not counted: it reads more of best-of-n, which then had fewer candidates.
+    """
     one = asked.tokens(BEST, 1)["total"] / 4
     return max(1, min(16, round(asked.tokens(PIT, iterations)["total"] / one)))
 
@@ -147,8 +150,9 @@ def _systems(table: _Table, names: Sequence[str], shown: dict[str, str]) -> Tabl
             one = table.compare(name, ORIGINAL)
             row += [Value(one.rate.win), Value(one.rate.lose), delta(one.rate), delta(one.length_controlled)]
         total: Cell = "" if name.startswith("y_") else Value(tokens["total"], digits=0)
+        judged: Cell = "" if name.startswith("y_") else Value(tokens["score"], digits=0)
         written: Cell = "" if name.startswith("y_") else Value(tokens["completion"], digits=0)
-        rows.append([*row, Value(words), written, total])
+        rows.append([*row, Value(words), written, total, judged])
     n = len(table.asked.pairs)
     best = next(name for name, r in table.asked.records.items()
                 if name.startswith("Self-Refine (") and r is table.asked.records["Self-Refine"])  # fmt: skip
@@ -156,11 +160,11 @@ def _systems(table: _Table, names: Sequence[str], shown: dict[str, str]) -> Tabl
         f"n = {n} prompts. Win, lose and Δ = win% − lose% against Original, by {UNIT}, with 95% bootstrap "
         f"intervals over the prompts; ties are the rest. Systems that iterate: after {HEADLINE} iterations. "
         f"Self-Refine: {best}, the rubric with the highest mean on these prompts. Tokens: mean of one "
-        "prompt, written, and read and written together (the gap reward's too), without the draft that a "
-        "system begins with."
+        "prompt, written, and read and written together; beside it what the gap reward read to judge them. "
+        "The draft that a system begins with is not counted."
     )
     columns = ["system", f"mean ({UNIT})", "win %", "lose %", "Δ vs Original", "Δ at equal length", "words",
-               "written", "tokens"]  # fmt: skip
+               "written", "tokens", "gap reward's"]  # fmt: skip
     return Table("Systems", columns, rows, text)
 
 

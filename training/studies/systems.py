@@ -19,6 +19,7 @@ from training.data import PreferencePair
 from training.synthetic import RUBRICS
 from training.systems import Body
 
+NAMES = ("completion", "prompt", "cached", "score")
 RUN = "run"
 """The run's own three checkpoints."""
 
@@ -115,15 +116,16 @@ class Asked:
 
     def tokens(self, name: str, iterations: int | None = None) -> dict[str, float]:
         """Mean tokens of one prompt, without the draft: `completion` written, `prompt` read, `cached` of
-        these, `total` of both."""
-        each = []
+        these, `total` of both; `score`: what the gap reward read beside it."""
+        each: list[Record] = []
         for record in self.records[name]:
-            if "iterations" in record:
-                count = len(record["iterations"]) if iterations is None else iterations
-                each.append(tokens_after(record, count))
-            else:
-                each.append(record["tokens"])
-        mean = {key: sum(one[key] for one in each) / len(each) for key in ("completion", "prompt", "cached")}
+            if "iterations" not in record:
+                each.append(record["tokens"] | {"score": 0})
+                continue
+            done = record["iterations"][:iterations]
+            score = sum(one["tokens"].get("score", 0) for one in done)
+            each.append(tokens_after(record, len(done)) | {"score": score})
+        mean = {key: sum(one[key] for one in each) / len(each) for key in NAMES}
         return mean | {"total": mean["completion"] + mean["prompt"]}
 
     def seconds(self, name: str, iterations: int | None = None) -> float:
