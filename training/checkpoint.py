@@ -182,6 +182,13 @@ def keep_checkpoint(source: Path, directory: Path, config: RunConfig) -> None:
     _rename(temporary, directory)
 
 
+def share_checkpoint(source: Path, directory: Path) -> None:
+    """The same checkpoint at a second place; its files are shared on disk."""
+    temporary = _beside(directory)
+    shutil.copytree(source, temporary, copy_function=_link_or_copy)
+    _rename(temporary, directory)
+
+
 def _beside(directory: Path) -> Path:
     """A place to write before the rename."""
     directory.parent.mkdir(parents=True, exist_ok=True)

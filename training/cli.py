@@ -13,6 +13,7 @@ import typer
 from training.errors import TrainingError
 from training.judge_commands import judge as judge_app
 from training.machine import place
+from training.study_commands import report, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data.")
@@ -204,6 +205,10 @@ def sample(
     print(
         json.dumps({"prompt": pair.prompt[-1]["content"], "chosen": pair.chosen, "rejected": pair.rejected})
     )
+
+
+app.command()(study)
+app.command()(report)
 
 
 def main() -> None:

@@ -500,7 +500,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(record, dict):
         raise ConfigError(f"{path}: must hold a mapping of keys, see training/configs/demo.yaml")
     for override in overrides:
-        _apply(record, override)
+        apply_override(record, override)
     try:
         return RunConfig.model_validate(record)
     except ValidationError as error:
@@ -508,7 +508,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}:\n" + "\n".join(lines)) from error
 
 
-def _apply(record: dict[str, Any], override: str) -> None:
+def apply_override(record: dict[str, Any], override: str) -> None:
+    """Set `a.b` of a record from `a.b=value`. Raises `ConfigError`: it does not look like that."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r}: must look like a.b=value")

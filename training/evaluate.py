@@ -15,35 +15,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 
 from training.analysis import Analysis, complete
 from training.answers import AnswerFile, set_aside
 from training.bars import edit_bars, gold_bars
+from training.collect import collect
 from training.config import RunConfig
 from training.contests import comparisons, make_contests, system_texts, write_texts
 from training.data import PreferencePair, load_pairs
 from training.errors import ConfigError, DataError, TrainingError
 from training.judges.choice import check_judges
 from training.judges.settings import JudgeName
-from training.judging import OWN, Confirm, judge_comparisons, progress_bar
+from training.judging import OWN, Confirm, judge_comparisons
 from training.report import as_json, edit_sections, gold_sections, markdown, show
 from training.serving import CHECKPOINTS, server, server_command
 from training.synthetic import make_pairs
-from training.systems import CallFailed, Client, Plan, ask_all
+from training.systems import Client, Plan, ask_all
 
 HUMAN_TEXTS = ("chat_pairs", "defacto")
 """Formats of drafts that people rewrote."""
-FAILURES = 10
-"""So many calls may fail for good before the evaluation gives up: more is a server that is not well."""
 
 
 @dataclass(frozen=True)
@@ -216,73 +213,21 @@ async def _collect(
     console: Console,
 ) -> None:
     """Ask for everything that is missing; `concurrency` examples at a time, one call each."""
-    waiting = iter(pairs)
-    failures: list[CallFailed] = []
-    # An idle connection is given up before a server closes it (uvicorn's default: 5 s): a request that meets
-    # the closing breaks, and cannot be sent again without knowing whether it was begun.
-    limits = httpx.Limits(
-        max_connections=options.concurrency,
-        max_keepalive_connections=options.concurrency,
-        keepalive_expiry=2.0,
-    )
-    timeout = httpx.Timeout(options.deadline_s, connect=5.0)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as http:
-        client = Client(http, options.deadline_s)
-        await _check_models(client, pairs[0])
-        with progress_bar(console) as bar:
-            task = bar.add_task("calls", total=len(pairs) * len(plan.systems()))
 
-            async def work() -> None:
-                for pair in waiting:
-                    known = answers.of(pair.id)
-                    bar.advance(task, len(known))
-                    try:
-                        await ask_all(client, plan, pair, known, partial(keep, pair.id))
-                    except CallFailed as error:
-                        failures.append(error)
-                        if len(failures) >= FAILURES:
-                            raise
+    async def ask(client: Client, pair: PreferencePair, advance: Callable[[int], None]) -> None:
+        def keep(system: str, record: dict[str, Any]) -> None:
+            answers.add(pair.id, system, record)
+            advance(1)
 
-            def keep(example: str, system: str, record: dict[str, Any]) -> None:
-                answers.add(example, system, record)
-                bar.advance(task)
+        known = answers.of(pair.id)
+        advance(len(known))
+        await ask_all(client, plan, pair, known, keep)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(options.concurrency):
-                        group.create_task(work())
-            except* CallFailed as errors:
-                raise TrainingError(_gave_up(errors.exceptions[0])) from None
-    if failures:
-        console.print(f"[yellow]{len(failures)} calls failed, the last: {failures[-1]}[/yellow]")
-
-
-def _gave_up(error: BaseException) -> str:
-    return f"{error}. The answers so far are kept; run the same command again to go on"
-
-
-async def _check_models(client: Client, pair: PreferencePair) -> None:
-    """One look before a thousand calls: is this a server, with all three models?
-
-    Raises:
-        TrainingError: it is not; the message says what is missing.
-    """
-    quick = replace(client, deadline_s=min(client.deadline_s, 15.0))
-    try:
-        async with asyncio.timeout(quick.deadline_s):
-            answer = await quick.http.get("/v1/models")
-        names = {model["id"] for model in answer.json()["data"]}
-    except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError):
-        raise TrainingError(f"no pit serve answers at {client.http.base_url}") from None
-    if not {"policy", "pit"} <= names:
-        raise TrainingError(
-            f"the server at {client.http.base_url} needs --policy, --improver and --gap-reward"
-        )
-    try:
-        await quick.post(*Plan().systems()["score"](Plan(), pair, ""))
-    except CallFailed as error:
-        if not error.refused:
-            raise TrainingError(f"the server at {client.http.base_url} cannot score: {error}") from None
+    await collect(
+        url, pairs, ask, pairs[0],
+        calls=len(pairs) * len(plan.systems()), concurrency=options.concurrency,
+        deadline_s=options.deadline_s, console=console,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- judging

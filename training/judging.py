@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 from training.errors import ConfigError
 from training.judges.agreement import TwoJudges, two_judges
@@ -33,6 +25,7 @@ from training.judges.choice import make_judge
 from training.judges.protocol import Contest, Cost, Judge, Verdict, settings_hash, win_rate
 from training.judges.settings import JudgeName
 from training.judges.statistics import WinRate
+from training.progress import progress_bar
 from training.report import Section, markdown, show
 from training.verdicts import Controlled, length_controlled
 
@@ -166,12 +159,6 @@ def _print(title: str, sections: Sequence[Section], path: Path, console: Console
     show(sections, (), console)
     path.write_text(markdown(title, sections, ()), encoding="utf-8")
     console.print(f"\n{path}", highlight=False)
-
-
-def progress_bar(console: Console) -> Progress:
-    """How far a long piece of work is; it leaves nothing behind in the terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
 
 
 # ---------------------------------------------------------------------------------------------------- report

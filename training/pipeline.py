@@ -262,6 +262,12 @@ def check_batches(config: RunConfig) -> None:
             raise ConfigError(f"{name}.{key}: {error}") from None
 
 
+def finished(config: RunConfig, *, retrain: bool = False) -> bool:
+    """Whether every stage is trained with these settings. Raises `ConfigError` where one has others and
+    `retrain` is off."""
+    return all([_finished(config, stage, retrain) for stage in stages(config)])
+
+
 def _finished(config: RunConfig, stage: Stage, retrain: bool) -> bool:
     directory = config.output / stage.name
     if not directory.exists():

@@ -23,15 +23,16 @@ from training.errors import CheckpointError, TrainingError
 CHECKPOINTS = {"--policy": "policy", "--improver": "improver", "--gap-reward": "gap_reward"}
 
 
-def server_command(output: Path) -> list[str]:
-    """`pit serve` with a run's three checkpoints.
+def server_command(output: Path, **others: Path) -> list[str]:
+    """`pit serve` with a run's three checkpoints; `others` names directories to take in their place, as
+    `improver=DIR`.
 
     Raises:
         CheckpointError: one of them is missing.
     """
     command = [sys.executable, "-m", "app.cli", "serve", "--database", "none"]
     for option, name in CHECKPOINTS.items():
-        directory = output / name
+        directory = others.get(name, output / name)
         if not (directory / "pit.json").exists():
             raise CheckpointError(
                 f"{directory} is not a checkpoint; train it first: pit-train run CONFIG.yaml"

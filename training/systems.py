@@ -207,10 +207,13 @@ def summarize(system: str, answer: Body, seconds: float) -> Body:
             "tokens": tokens,
             "seconds": seconds,
         }
-    kept = ("index", "text", "gap", "win_probability", "accepted", "finish_reason")
+    kept = ("index", "text", "gap", "win_probability", "accepted", "finish_reason", "ms")
     iterations = [
         {key: iteration[key] for key in kept}
-        | {"tokens": _tokens(iteration["usage"]) | {"cached": iteration["usage"]["cached_tokens"]}}
+        | {
+            "tokens": _tokens(iteration["usage"])
+            | {"cached": iteration["usage"]["cached_tokens"], "score": iteration["score_tokens"]}
+        }
         for iteration in answer["iterations"]
     ]
     usage = answer["usage"]
@@ -248,12 +251,13 @@ async def ask_all(
         if system not in ("original", "score") and not reference.strip():
             record: Body = {"refused": "the policy's answer is empty"}
         else:
-            record = await _ask(client, system, *request(plan, pair, reference))
+            record = await ask_one(client, system, *request(plan, pair, reference))
         known[system] = record
         keep(system, record)
 
 
-async def _ask(client: Client, system: str, route: str, body: Body) -> Body:
+async def ask_one(client: Client, system: str, route: str, body: Body) -> Body:
+    """What is kept of one answer (`summarize`), or `{"refused": reason}`. Raises as `Client.post` does."""
     started = time.perf_counter()
     try:
         answer = await client.post(route, body)
