@@ -119,9 +119,10 @@ async def models(image: Image) -> AsyncGenerator[tuple[dict[str, str], Mounts], 
         return
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
-        for role in ("policy", "improver", "gap_reward"):
-            make_tiny_checkpoint(Path(directory) / role, role)
         roles = ("policy", "improver", "gap_reward")
+        for role in roles:
+            make_tiny_checkpoint(Path(directory) / role, role)
+        subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
         yield {f"PIT_{role.upper()}": f"{MODELS}/{role}" for role in roles}, ((Path(directory), MODELS),)
 
 
