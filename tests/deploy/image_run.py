@@ -55,6 +55,7 @@ class Image:
         lines = [
             f"mount --bind {where} {where}",
             f"mount -t proc proc {where}/proc",
+            f"mount -t sysfs -o ro sysfs {where}/sys",
             f"mount --rbind /dev {where}/dev",
         ]
         for volume in self.word("VOLUME"):
