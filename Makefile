@@ -12,7 +12,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 # The tests start hundreds of processes: without bytecode on disk each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint format types check faults docs evaluate bench bench-training pins clean distclean
+.PHONY: help setup demo test lint format types check faults docs image-check evaluate bench bench-training pins clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -45,9 +45,13 @@ faults: setup  ## the fault tests in full (about half an hour), and the table of
 	@failed=0; PIT_FAULTS=full $(BIN)/pytest -s $$(grep -rl "import.*\bsay\b" tests --include='test_*.py') || failed=1; \
 	  $(BIN)/python scripts/reliability.py; exit $$failed
 
-docs: setup  ## write what is made from the code: docs/configuration.md, docs/api.md, docs/cli.md
+docs: setup  ## write what is made from the code: docs/configuration.md, api.md, cli.md, deploy/grafana
 	@$(BIN)/python scripts/configuration.py
 	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python -m scripts.dashboards
+
+image-check: setup  ## build and run images in a chroot, without a container engine (IMAGES="gateway cpu"; root, debootstrap)
+	$(BIN)/python -m tests.deploy.image_check $(IMAGES)
 
 evaluate: setup  ## evaluate the checkpoints of the demo with its gold scorer
 	$(BIN)/pit-train evaluate training/configs/demo.yaml

@@ -55,6 +55,7 @@ class Image:
         lines = [
             f"mount --bind {where} {where}",
             f"mount -t proc proc {where}/proc",
+            f"mount -t sysfs -o ro sysfs {where}/sys",
             f"mount --rbind /dev {where}/dev",
         ]
         for volume in self.word("VOLUME"):
@@ -119,9 +120,10 @@ async def models(image: Image) -> AsyncGenerator[tuple[dict[str, str], Mounts], 
         return
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
-        for role in ("policy", "improver", "gap_reward"):
-            make_tiny_checkpoint(Path(directory) / role, role)
         roles = ("policy", "improver", "gap_reward")
+        for role in roles:
+            make_tiny_checkpoint(Path(directory) / role, role)
+        subprocess.run(["chmod", "-R", "a+rX", directory], check=True)
         yield {f"PIT_{role.upper()}": f"{MODELS}/{role}" for role in roles}, ((Path(directory), MODELS),)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,7 @@ def engines(objects: list[Object]) -> list[tuple[Object, Object]]:
 
 
 def test_engines_drain_and_are_named_as_the_servers_ask(everything: dict[str, list[Object]]) -> None:
-    found = engines(everything["pool"])
+    found, names = engines(everything["pool"]), set()
     assert len(found) == 2
     for template, container in found:
         options = dict(one.removeprefix("--").split("=", 1) for one in container["args"] if "=" in one)
@@ -301,6 +302,9 @@ def test_engines_drain_and_are_named_as_the_servers_ask(everything: dict[str, li
         assert template["spec"]["terminationGracePeriodSeconds"] > before + int(options["shutdown-timeout"])
         assert int(options["port"]) == container["ports"][0]["containerPort"]
         assert options["model"] == f"/models/{options['served-model-name']}"
+        names.add(options["served-model-name"])
+    queries = str([one["spec"]["triggers"] for one in of_kind(everything["mine"], "ScaledObject")])
+    assert set(re.findall(r'model="(\w+)"', queries)) == names
 
 
 @pytest.mark.engine
@@ -312,6 +316,33 @@ def test_vllm_has_the_options_of_the_engines(everything: dict[str, list[Object]]
     parser = make_arg_parser(FlexibleArgumentParser())
     for _, container in engines(everything["pool"]):
         parser.parse_args(container["args"])
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    (adapters,) = re.findall(r"`(--model=/models/base [^`]*)`", page)
+    assert parser.parse_args(adapters.split()).lora_modules
+
+
+def test_the_loader_is_valid_and_sees_the_models(everything: dict[str, list[Object]]) -> None:
+    import kubernetes_validate
+
+    pod = yaml.safe_load((DEPLOY / "loader.yaml").read_text())
+    kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
+    assert pod["spec"]["securityContext"]["runAsUser"] == USER, "servers read what it writes"
+    (volume,) = pod["spec"]["volumes"]
+    for objects in everything.values():
+        assert named(objects, "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
+
+
+def test_the_rules_as_the_operator_takes_them() -> None:
+    """The command of docs/kubernetes.md, without its end."""
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    command = page[page.index("{ printf 'apiVersion: monitoring") : page.index("| kubectl -n pit apply -f -")]
+    done = subprocess.run(["sh", "-ec", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = yaml.safe_load(done.stdout)
+    files = [
+        yaml.safe_load((DEPLOY / f"prometheus/{name}.yaml").read_text()) for name in ("recording", "alerts")
+    ]
+    assert found["kind"] == "PrometheusRule" and found["metadata"] == {"name": "pit"}
+    assert found["spec"]["groups"] == [group for file in files for group in file["groups"]]
 
 
 def test_a_kustomization_of_every_directory_renders() -> None:
