@@ -44,7 +44,7 @@ from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 from tests.app.live import server_in_a_thread
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = FakeEngine(script=lambda m: m[-2]["content"] + " more\u2028lines\x85", delay_s=0.01)
+LONG = FakeEngine(script=lambda m: m[-2]["content"] + " more\u2028lines\x85", delay_s=0.004)
 """Adds words, among them such that Python would end a line at."""
 QUESTION = "Price?"
 THREE: ImproveOptions = {"max_iterations": 3, "patience": 3, "seed": 1, "max_tokens": 30}
