@@ -142,7 +142,7 @@ def _type(schema: dict[str, Any]) -> str:
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"map to {_type(schema['additionalProperties'])}"
     low, high = ("minLength", "maxLength") if kind == "string" else ("minimum", "maximum")
-    return kind.replace("string", "text") + _range(schema, low, high)
+    return str(kind).replace("string", "text") + _range(schema, low, high)
 
 
 def _range(schema: dict[str, Any], low: str, high: str) -> str:
