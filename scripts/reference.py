@@ -17,7 +17,8 @@ API_HEAD = """# API reference
 
 Every route of the server, from its OpenAPI document, which a running one gives at `/openapi.json` (and as a
 page at `/docs`). What the fields mean, with examples: [improve.md](improve.md), [openai.md](openai.md),
-[batches.md](batches.md), [feedback.md](feedback.md), [stored-runs.md](stored-runs.md).
+[batches.md](batches.md), [feedback.md](feedback.md), [stored-runs.md](stored-runs.md). The events of a
+stream: [improve.md](improve.md#the-stream).
 
 Every error, on every route, is `{"error": {"message", "type", "param", "code"}}`, with an `x-request-id`
 header; 429 and 503 have `Retry-After`. Routes with a scope ask for an [API key](keys.md) where the server has
