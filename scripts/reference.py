@@ -1,4 +1,5 @@
-"""Write docs/api.md from the server's OpenAPI document, and docs/cli.md from the help of `pit` and `pit-train`.
+"""Write docs/api.md from the server's OpenAPI document, and docs/cli.md from the help of `pit` and
+`pit-train`.
 
     make docs            write them
     python scripts/reference.py --check    fail where one is not up to date
@@ -14,13 +15,14 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 API_HEAD = """# API reference
 
-Every route of the server, from its OpenAPI document, which a running one gives at `/openapi.json` (and as a page at
-`/docs`). What the fields mean, with examples: [improve.md](improve.md), [openai.md](openai.md),
-[batches.md](batches.md), [feedback.md](feedback.md), [stored-runs.md](stored-runs.md).
+Every route of the server, from its OpenAPI document, which a running one gives at `/openapi.json` (and as a
+page at `/docs`). What the fields mean, with examples: [improve.md](improve.md), [openai.md](openai.md),
+[batches.md](batches.md), [feedback.md](feedback.md), [stored-runs.md](stored-runs.md). The events of a
+stream: [improve.md](improve.md#the-stream).
 
-Every error, on every route, is `{"error": {"message", "type", "param", "code"}}` with an `x-request-id` header; 429
-and 503 have `Retry-After`. Routes with a scope ask for an [API key](keys.md) where the server has keys.
-Unknown fields are refused.
+Every error, on every route, is `{"error": {"message", "type", "param", "code"}}`, with an `x-request-id`
+header; 429 and 503 have `Retry-After`. Routes with a scope ask for an [API key](keys.md) where the server has
+keys. Unknown fields are refused.
 
 This page is made by `make docs`.
 """
@@ -141,7 +143,7 @@ def _type(schema: dict[str, Any]) -> str:
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"map to {_type(schema['additionalProperties'])}"
     low, high = ("minLength", "maxLength") if kind == "string" else ("minimum", "maximum")
-    return kind.replace("string", "text") + _range(schema, low, high)
+    return str(kind).replace("string", "text") + _range(schema, low, high)
 
 
 def _range(schema: dict[str, Any], low: str, high: str) -> str:

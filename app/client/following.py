@@ -12,7 +12,7 @@ from app.client.events import EVENT, KNOWN, Event, Frames, RunCompleted, RunCrea
 from app.client.failures import NoAnswer, failure, raise_for
 from app.errors import AppError, NotFound
 
-TRIES = 6
+TRIES = 8
 """Connections in a row that bring no event."""
 LONGEST_PAUSE_S = 10.0
 COME_AGAIN = frozenset((409, 429, 502, 503, 504))
@@ -95,7 +95,7 @@ class Following:
         if not (again and self._resumable and self._reached) or self._tries >= TRIES:
             raise error
         self._tries += 1
-        return min(LONGEST_PAUSE_S, error.retry_after or 0.25 * 2**self._tries)
+        return min(LONGEST_PAUSE_S, error.retry_after or 0.1 * 2**self._tries)
 
     def leaving(self) -> Call | None:
         """What to send when nobody reads any more: a run of our own must not go on for nobody."""

@@ -3,6 +3,7 @@ connections break."""
 
 import asyncio
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -44,7 +45,7 @@ from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 from tests.app.live import server_in_a_thread
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = FakeEngine(script=lambda m: m[-2]["content"] + " more\u2028lines\x85", delay_s=0.01)
+LONG = FakeEngine(script=lambda m: m[-2]["content"] + " more\u2028lines\x85", delay_s=0.004)
 """Adds words, among them such that Python would end a line at."""
 QUESTION = "Price?"
 THREE: ImproveOptions = {"max_iterations": 3, "patience": 3, "seed": 1, "max_tokens": 30}
@@ -157,6 +158,25 @@ def test_a_stream_that_breaks_anywhere_goes_on_where_it_broke(
         again = client.runs(limit=2).data
     assert torn.requests[-1] == f"GET /v1/improve/{again[0].id}/events"
     assert [run.state for run in again] == ["completed", "completed"]
+
+
+def test_a_run_that_is_not_stored_and_has_ended_is_replayed_by_its_key(tmp_path: Path) -> None:
+    """There is nothing to resume then, but the answer is kept for the key: each event comes once even so."""
+    fast = models(FakeEngine(script=lambda m: m[-2]["content"] + " more"))
+    with server_in_a_thread(fast, database=f"sqlite:///{tmp_path}/pit.db", store=False) as url:
+        whole = timeless(_sync(url))
+        pause = time.sleep
+
+        def until_it_has_ended(seconds: float) -> None:
+            while "} 2.0" not in "".join(re.findall(r"pit_runs_total\{.*", httpx.get(f"{url}/metrics").text)):
+                pause(0.05)
+            pause(seconds)
+
+        with breaking(url) as torn, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("app.client.clients.time.sleep", until_it_has_ended)
+            torn.allowed = [900]
+            assert timeless(_sync(torn.url)) == whole
+            assert [line.split()[0] for line in torn.requests] == ["POST", "GET", "POST"]
 
 
 def test_it_gives_up_when_no_server_is_left(url: str, torn: Breaking) -> None:

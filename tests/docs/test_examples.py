@@ -16,7 +16,7 @@ SAYS = {
     "client_async.py": ("What color is it?", "is  Red. Thank you."),
     "openai_client.py": ("It costs 24 euros, I think. Thank you.",),
     "langchain_chat.py": ("It costs 24 euros, I think. Thank you.",),
-    "dspy_program.py": ("was ", "is  ", "Thank you."),
+    "dspy_program.py": ("was ", "is  "),
     "curl.sh": ('"object":"improvement"', "event: run.completed", '"object":"list"', '"pairs":0'),
 }
 

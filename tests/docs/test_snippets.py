@@ -15,7 +15,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from tests.docs.commands import RUN, Place, lines, rule, words_of
+from tests.docs.commands import CHECKED, RUN, Place, lines, rule, words_of
 from tests.docs.pages import ROOT, Block, blocks
 from training.errors import ConfigError
 
@@ -56,6 +56,10 @@ def test_every_block_says_its_language() -> None:
     known = {"sh", "python", "json", "yaml", "nginx", "", "promql", "mermaid", "math"}
     assert [f"{b}: {b.language}" for b in blocks() if b.language not in known] == []
     assert {b.page: b.language for b in blocks("nginx", "promql", "mermaid")} == ELSEWHERE
+    # What is to be typed does not hide in a block without a language.
+    typed = {each.words.split()[0] for each in (*RUN, *CHECKED)} | {"$", "import", "from"}
+    plain = [(block, line) for block in blocks("") for line in block.text.splitlines()]
+    assert [f"{block}: {line}" for block, line in plain if {*line.split(" ")[:1]} & typed] == []
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
