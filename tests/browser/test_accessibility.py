@@ -17,9 +17,8 @@ THEMES: dict[Any, dict[str, Any]] = {"light": {}, "dark": {"runOnly": ["color-co
 SHOTS = Path("runs/browser")
 
 
-async def check(page: Page, name: str) -> list[str]:
-    """What is wrong with what is shown now, in any theme and width. Screenshots are left in runs/browser."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
+async def check(page: Page, name: str, *, shot: bool = False) -> list[str]:
+    """What is wrong with what is shown now, in any theme and width; `shot`: leave screenshots in runs/browser."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(AXE)
     faults = []
@@ -27,7 +26,8 @@ async def check(page: Page, name: str) -> list[str]:
         await page.set_viewport_size(viewport)
         for theme, rules in THEMES.items():
             await page.emulate_media(color_scheme=theme)
-            await page.screenshot(path=SHOTS / f"{name}-{size}-{theme}.png", full_page=True)
+            if shot:
+                await page.screenshot(path=SHOTS / f"{name}-{size}-{theme}.png", full_page=True)
             found: dict[str, Any] = await page.evaluate("(rules) => axe.run(rules)", rules)
             faults += [
                 f"{name}, {size}, {theme}: {fault['id']} ({fault['impact']}): {node['html'][:200]}"
@@ -46,7 +46,7 @@ async def test_no_view_has_a_fault(start: Start, visit: Open) -> None:
     await expect(page.locator("#run")).to_be_enabled()
     faults = await check(page, "empty")
     await improve(page)
-    faults += await check(page, "improved")
+    faults += await check(page, "improved", shot=True)
     await page.locator(".choice").first.click()
     await page.locator("#options summary").click()
     await page.locator("#code summary").click()
@@ -73,6 +73,7 @@ async def test_keys_alone_are_enough(start: Start, visit: Open) -> None:
     await page.keyboard.press("Tab")
     await expect(page.locator(".skip")).to_be_focused()
     await page.keyboard.press("Enter")
+    await expect(page.locator("#main")).to_be_focused()
     await page.keyboard.press("Tab")
     await expect(page.locator("#prompt")).to_be_focused()
     await write(page)

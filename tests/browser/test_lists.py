@@ -1,6 +1,7 @@
 """The pages of runs and of batches."""
 
 import json
+import re
 
 import httpx
 from playwright.async_api import expect
@@ -64,7 +65,8 @@ async def test_a_batch_grows_and_is_cancelled(start: Start, visit: Open) -> None
     await page.click("#begin")
     batch = page.locator(".batches .card")
     await expect(batch.locator(".chip")).to_have_text("in progress")
-    await page.wait_for_function("document.querySelector('progress').value > 0")
+    await expect(batch).to_contain_text(re.compile(r"[1-9]\d* of 1,000 requests done"))
+    assert 0 < await batch.locator("progress").evaluate("(bar) => bar.value") < 1
     await page.get_by_role("button", name="Cancel").click()
     await expect(batch.locator(".chip")).to_have_text("cancelled")
     await expect(page.get_by_role("button", name="Download errors")).to_be_visible()
