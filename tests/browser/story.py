@@ -26,8 +26,9 @@ def story(delay_s: float = 0.0, texts: Sequence[str] = (BETTER, BEST, WORSE), **
     def improve(_: Sequence[Message]) -> str:
         return next(turn)
 
+    defaults = SamplingDefaults(max_tokens=64)
     engines = [
-        FakeEngine(context_length=4096, defaults=SamplingDefaults(max_tokens=64), delay_s=delay_s, script=script)
+        FakeEngine(context_length=4096, defaults=defaults, delay_s=delay_s, script=script)
         for script in (lambda _: DRAFT, improve)
     ]
     judge = FakeScorer(value=lambda text: VALUES.get(text, 0.0), context_length=4096)
@@ -46,3 +47,9 @@ async def improve(page: Page, prompt: str = PROMPT, draft: str = DRAFT) -> None:
     await write(page, prompt, draft)
     await page.click("#run")
     await expect(page.locator(".compare")).to_be_visible()
+
+
+async def upload(page: Page, lines: str, name: str = "ask.jsonl") -> None:
+    """Begin a batch of these lines, on the page of batches."""
+    await page.set_input_files("#file", {"name": name, "mimeType": "text/plain", "buffer": lines.encode()})
+    await page.click("#begin")

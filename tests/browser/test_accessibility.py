@@ -5,20 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, ViewportSize, expect
 
 from tests.browser.conftest import Open, Start
-from tests.browser.story import improve, story, write
+from tests.browser.story import improve, story, upload, write
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+SIZES: dict[str, ViewportSize] = {
+    "desk": {"width": 1280, "height": 900},
+    "phone": {"width": 390, "height": 844},
+}
 THEMES: dict[Any, dict[str, Any]] = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
 """The rules for each: colours are all that a theme changes."""
 SHOTS = Path("runs/browser")
 
 
 async def check(page: Page, name: str, *, shot: bool = False) -> list[str]:
-    """What is wrong with what is shown now, in any theme and width; `shot`: leave screenshots in runs/browser."""
+    """What is wrong with what is shown now, in any theme and width; `shot`: leave pictures of it in
+    runs/browser."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(AXE)
     faults = []
@@ -60,8 +64,7 @@ async def test_no_view_has_a_fault(start: Start, visit: Open) -> None:
     faults += await check(page, "runs")
     await page.goto(f"{url}/batches")
     lines = '{"custom_id": "1", "method": "POST", "url": "/v1/improve", "body": {}}'
-    await page.set_input_files("#file", {"name": "a.jsonl", "mimeType": "text/plain", "buffer": lines.encode()})
-    await page.click("#begin")
+    await upload(page, lines)
     await expect(page.locator(".batches .chip")).to_have_text("completed")
     faults += await check(page, "batches")
     assert faults == []
