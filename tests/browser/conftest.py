@@ -111,8 +111,8 @@ async def start(tmp_path: Any) -> AsyncGenerator[Start, None]:
     async with AsyncExitStack() as stack:
 
         async def begin(models: Any = None, *, factory: ModelFactory | None = None, **settings: Any) -> str:
-            settings = {"database": f"sqlite:///{tmp_path}/pit.db", "store_timeout_s": 20} | settings
-            app = create_app(Settings(**settings), factory or factory_of(models or fake_models()))
+            usual: dict[str, Any] = {"database": f"sqlite:///{tmp_path}/pit.db", "store_timeout_s": 20}
+            app = create_app(Settings(**(usual | settings)), factory or factory_of(models or fake_models()))
             return await stack.enter_async_context(serving(app, settled=factory is None))
 
         yield begin

@@ -5,21 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, ViewportSize, expect
 
 from tests.browser.conftest import Open, Start
-from tests.browser.story import improve, story, write
+from tests.browser.story import improve, story, upload, write
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-SIZES = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
+SIZES: dict[str, ViewportSize] = {
+    "desk": {"width": 1280, "height": 900},
+    "phone": {"width": 390, "height": 844},
+}
 THEMES: dict[Any, dict[str, Any]] = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
 """The rules for each: colours are all that a theme changes."""
 SHOTS = Path("runs/browser")
 
 
-async def check(page: Page, name: str) -> list[str]:
-    """What is wrong with what is shown now, in any theme and width. Screenshots are left in runs/browser."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
+async def check(page: Page, name: str, *, shot: bool = False) -> list[str]:
+    """What is wrong with what is shown now, in any theme and width; `shot`: leave pictures of it in
+    runs/browser."""
     if not await page.evaluate("'axe' in window"):
         await page.evaluate(AXE)
     faults = []
@@ -27,7 +30,8 @@ async def check(page: Page, name: str) -> list[str]:
         await page.set_viewport_size(viewport)
         for theme, rules in THEMES.items():
             await page.emulate_media(color_scheme=theme)
-            await page.screenshot(path=SHOTS / f"{name}-{size}-{theme}.png", full_page=True)
+            if shot:
+                await page.screenshot(path=SHOTS / f"{name}-{size}-{theme}.png", full_page=True)
             found: dict[str, Any] = await page.evaluate("(rules) => axe.run(rules)", rules)
             faults += [
                 f"{name}, {size}, {theme}: {fault['id']} ({fault['impact']}): {node['html'][:200]}"
@@ -46,7 +50,7 @@ async def test_no_view_has_a_fault(start: Start, visit: Open) -> None:
     await expect(page.locator("#run")).to_be_enabled()
     faults = await check(page, "empty")
     await improve(page)
-    faults += await check(page, "improved")
+    faults += await check(page, "improved", shot=True)
     await page.locator(".choice").first.click()
     await page.locator("#options summary").click()
     await page.locator("#code summary").click()
@@ -60,8 +64,7 @@ async def test_no_view_has_a_fault(start: Start, visit: Open) -> None:
     faults += await check(page, "runs")
     await page.goto(f"{url}/batches")
     lines = '{"custom_id": "1", "method": "POST", "url": "/v1/improve", "body": {}}'
-    await page.set_input_files("#file", {"name": "a.jsonl", "mimeType": "text/plain", "buffer": lines.encode()})
-    await page.click("#begin")
+    await upload(page, lines)
     await expect(page.locator(".batches .chip")).to_have_text("completed")
     faults += await check(page, "batches")
     assert faults == []
@@ -73,6 +76,7 @@ async def test_keys_alone_are_enough(start: Start, visit: Open) -> None:
     await page.keyboard.press("Tab")
     await expect(page.locator(".skip")).to_be_focused()
     await page.keyboard.press("Enter")
+    await expect(page.locator("#main")).to_be_focused()
     await page.keyboard.press("Tab")
     await expect(page.locator("#prompt")).to_be_focused()
     await write(page)

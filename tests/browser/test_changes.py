@@ -31,7 +31,7 @@ async def clipboard(page: Page) -> str:
 
 
 async def test_single_changes_are_undone_copied_and_kept(start: Start, visit: Open) -> None:
-    """By mouse and by keyboard; what is copied and what becomes a preference is the text with these changes."""
+    """By mouse and by keyboard; what is copied, and becomes a preference, is the text with these changes."""
     url = await start(story())
     page = await (await visit(url, permissions=["clipboard-read", "clipboard-write"])).open()
     await improve(page)
@@ -97,7 +97,8 @@ async def test_any_text_beside_any_earlier_one(start: Start, visit: Open) -> Non
 
 @pytest.mark.parametrize("better", [BEST, DRAFT])
 async def test_a_blind_comparison_hides_which_is_which(start: Start, visit: Open, better: str) -> None:
-    """Nothing of the texts is seen before the reader has chosen; what he chooses is kept, whatever its side."""
+    """Nothing of the texts is seen before the reader has chosen; what is chosen is kept, whatever its
+    side."""
     url = await start(story())
     page = await (await visit(url)).open()
     await write(page)

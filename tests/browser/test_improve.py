@@ -1,28 +1,28 @@
 """A run on the page: written token by token, judged, compared, stopped, found again."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from playwright.async_api import expect
 
-from app.engines.base import Message
-from tests.app.fakes import FakeEngine
 from tests.browser.conftest import Open, Start
-from tests.browser.story import BEST, BETTER, DRAFT, PROMPT, WORSE, improve, story, write
+from tests.browser.story import BEST, BETTER, DRAFT, PROMPT, WORSE, Held, improve, story, write
 
 
 async def test_iterations_arrive_word_by_word(start: Start, visit: Open) -> None:
-    """What is written shows before it is finished: the text of the card grows, and is never there at once."""
-    page = await (await visit(await start(story(delay_s=0.1)))).open()
+    """What is written shows before it is finished."""
+    models = story(improver=Held)
+    page = await (await visit(await start(models))).open()
     await write(page)
     await page.click("#run")
-    stream = page.locator(".stream").first
-    await expect(stream).to_have_text(re.compile(r"^It has"))
-    half = await stream.text_content()
-    assert half and BETTER.startswith(half) and half != BETTER, half
-    await expect(page.locator(".card").first.locator(".chip")).to_have_text("Accepted")
+    first = page.locator(".card").first
+    await expect(first.locator(".stream")).to_have_text("It has")
+    await expect(first.locator(".chip")).to_have_text("Writing")
+    await expect(page.locator("#run-title")).to_have_text("Writing iteration 1")
+    models.improver.go.release()  # type: ignore[union-attr]
+    await expect(first.locator(".chip")).to_have_text("Accepted")
+    await expect(first.locator(".text")).to_contain_text("color red")
 
 
 async def test_a_run_is_shown_with_its_verdicts_and_its_chart(start: Start, visit: Open) -> None:
@@ -90,26 +90,20 @@ async def test_candidates_side_by_side_and_what_they_must_keep(start: Start, vis
 
 @pytest.mark.parametrize("by", ["Escape", "button"])
 async def test_stop_ends_a_run_with_its_best_so_far(start: Start, visit: Open, by: str) -> None:
-    """An iteration has passed, the second is being written, and would be for a minute more."""
-    models, turn = story(), iter((BETTER, "on " * 60))
-    improver = models.improver
-    assert isinstance(improver, FakeEngine)
-
-    def script(_: Sequence[Message]) -> str:
-        text = next(turn)
-        improver.delay_s = 0.0 if text == BETTER else 1.0
-        return text
-
-    improver.script = script
+    """An iteration has passed, the second is half written, and would be for ever."""
+    models = story(improver=Held)
     page = await (await visit(await start(models))).open()
     await write(page)
     await page.keyboard.press("Control+Enter")
-    await expect(page.locator(".card").nth(1).locator(".stream")).to_contain_text("on")
+    models.improver.go.release()  # type: ignore[union-attr]
+    await expect(page.locator(".card").nth(1).locator(".stream")).to_have_text("It has")
     await (page.keyboard.press("Escape") if by == "Escape" else page.click("#stop"))
     await expect(page.locator(".summary")).to_contain_text("Stopped by you.")
     await expect(page.locator("#run-title")).to_have_text("Improved")
     await expect(page.locator("#stop")).to_be_hidden()
-    assert improver.running == 0
+    await page.get_by_role("button", name="Edit text").click()
+    await expect(page.get_by_label("The result")).to_have_value(BETTER)
+    assert models.improver.running == 0  # type: ignore[union-attr]
 
 
 async def test_a_result_becomes_the_next_draft(start: Start, visit: Open) -> None:

@@ -1,13 +1,14 @@
 """The pages of runs and of batches."""
 
 import json
+import re
 
 import httpx
 from playwright.async_api import expect
 
 from tests.app.fakes import FakeEngine
 from tests.browser.conftest import Open, Start
-from tests.browser.story import BETTER, DRAFT, story
+from tests.browser.story import BETTER, DRAFT, story, upload
 
 
 def line(number: int, **body: object) -> str:
@@ -38,8 +39,7 @@ async def test_runs_are_listed_and_opened(start: Start, visit: Open) -> None:
 async def test_a_batch_from_its_file_to_its_results(start: Start, visit: Open) -> None:
     page = await (await visit(await start(story(texts=(BETTER,))))).open("/batches")
     lines = "\n".join([line(1), line(2), line(3, max_iterations=0)])
-    await page.set_input_files("#file", {"name": "ask.jsonl", "mimeType": "text/plain", "buffer": lines.encode()})
-    await page.click("#begin")
+    await upload(page, lines)
     batch = page.locator(".batches .card")
     await expect(batch.locator("h2")).to_have_text("ask.jsonl")
     await expect(batch.locator(".chip")).to_have_text("completed")
@@ -60,11 +60,11 @@ async def test_a_batch_grows_and_is_cancelled(start: Start, visit: Open) -> None
     models.improver.delay_s = 0.1
     page = await (await visit(await start(models, batch_concurrency=1))).open("/batches")
     lines = "\n".join(line(number, max_iterations=1) for number in range(1000))
-    await page.set_input_files("#file", {"name": "long.jsonl", "mimeType": "text/plain", "buffer": lines.encode()})
-    await page.click("#begin")
+    await upload(page, lines)
     batch = page.locator(".batches .card")
     await expect(batch.locator(".chip")).to_have_text("in progress")
-    await page.wait_for_function("document.querySelector('progress').value > 0")
+    await expect(batch).to_contain_text(re.compile(r"[1-9]\d* of 1,000 requests done"))
+    assert 0 < await batch.locator("progress").evaluate("(bar) => bar.value") < 1
     await page.get_by_role("button", name="Cancel").click()
     await expect(batch.locator(".chip")).to_have_text("cancelled")
     await expect(page.get_by_role("button", name="Download errors")).to_be_visible()
@@ -72,8 +72,7 @@ async def test_a_batch_grows_and_is_cancelled(start: Start, visit: Open) -> None
 
 async def test_a_file_that_is_refused_says_why(start: Start, visit: Open) -> None:
     page = await (await visit(await start(story()))).open("/batches")
-    await page.set_input_files("#file", {"name": "bad.jsonl", "mimeType": "text/plain", "buffer": b"no json"})
-    await page.click("#begin")
+    await upload(page, "no json")
     batch = page.locator(".batches .card")
     await expect(batch.locator(".chip")).to_have_text("failed")
     await expect(batch).to_contain_text("line 1: ")

@@ -11,6 +11,7 @@ import { curl, python } from "./snippets.js";
 const keeps = document.body.dataset.keeps === "yes";
 const RUN = /^\/runs\/([^/]+)$/;
 let ready = false;
+let path = location.pathname;
 let shown = null; // id of the run on the page
 let current = null; // {id, control, kept, over, stopping} of the run whose events come
 
@@ -40,7 +41,7 @@ async function show(events, run, settings) {
 function begun(id) {
   current.id = shown = id;
   if (current.stopping) cancel();
-  if (current.kept && !location.pathname.endsWith(id)) history.pushState(null, "", `/runs/${id}`);
+  if (current.kept && !location.pathname.endsWith(id)) history.pushState(null, "", (path = `/runs/${id}`));
 }
 
 function submit() {
@@ -125,5 +126,5 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) (event.preventDefault(), submit());
   if (event.key === "Escape") stop();
 });
-window.addEventListener("popstate", () => location.reload());
+window.addEventListener("popstate", () => location.pathname !== path && location.reload());
 if (!keeps) $("unkept").closest("p").hidden = true;
