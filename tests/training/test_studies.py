@@ -19,6 +19,7 @@ from training.checkpoint import hash_files, read_manifest
 from training.config import RunConfig
 from training.errors import ConfigError, DataError, TrainingError
 from training.evaluate import examples
+from training.helpdesk import gold_score
 from training.pipeline import stages
 from training.studies import asking
 from training.studies.config import StudyConfig, load_study
@@ -354,7 +355,7 @@ class KnownGap:
     """A gap reward that says what gold says, in place of a trained one."""
 
     def raw(self, rows: Any) -> list[float]:
-        score = base.gold_score
+        score = gold_score
         return [score(x[-1]["content"], new) - score(x[-1]["content"], old) for x, new, old in rows]
 
     def probabilities(self, rows: Any) -> list[float]:
