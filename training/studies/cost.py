@@ -72,8 +72,8 @@ def figures(samples: Sequence[Sample]) -> Figures:
                "none better for its tokens", "none better for its time"]  # fmt: skip
     text = (
         f"n = {n} prompts. Means of one prompt, the draft included: tokens written, and read and written; "
-        "beside it what the gap reward read. Seconds: among the other requests in flight; systems are not all "
-        "asked at the same time, so they compare only where nothing else used the machine."
+        "beside it what the gap reward read. Seconds: among the other requests in flight; systems are not "
+        "all asked at the same time, so they compare only where nothing else used the machine."
     )
     tables.append(Table("Quality and cost", columns, rows, text))
     for axis, label in (
