@@ -88,7 +88,7 @@ def test_a_result_comes_back_as_it_was_published(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["main.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"format": 99}'])
+@pytest.mark.parametrize("content", ["", "[1]", '{"format": 99}', '{"format": 1, "new": 2}'])
 def test_what_is_no_result_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)

@@ -19,6 +19,7 @@ from training.checkpoint import hash_files, read_manifest
 from training.config import RunConfig
 from training.errors import ConfigError, DataError, TrainingError
 from training.evaluate import examples
+from training.helpdesk import gold_score
 from training.pipeline import stages
 from training.studies import asking
 from training.studies.config import StudyConfig, load_study
@@ -230,12 +231,8 @@ def test_only_the_stages_that_differ_are_trained(tmp_path: Path, monkeypatch: py
     single = config.output / "variants" / "single"
     missing: list[str] = []
 
-    def train(variant: RunConfig, _: Any, *, retrain: bool) -> None:
-        assert retrain  # what an earlier study left there with other settings is replaced
-        for stage in stages(variant):
-            place, digest = variant.output / stage.name, variant.digest(stage.name)
-            if not place.exists() or read_manifest(place)["config_hash"] != digest:
-                missing.append(stage.name)
+    def train(variant: RunConfig, _: Any) -> None:
+        missing.extend(s.name for s in stages(variant) if not (variant.output / s.name).exists())
 
     monkeypatch.setattr("training.studies.variants.run", train)
     train_variant(study, config, "single", Console(file=StringIO()))
@@ -243,11 +240,13 @@ def test_only_the_stages_that_differ_are_trained(tmp_path: Path, monkeypatch: py
     # Left by an earlier study: what can be shared is shared again, the rest is trained.
     missing.clear()
     shutil.rmtree(single / "policy")
+    (single / "metrics.jsonl").write_text("figures of steps that are no more")
     for name in ("policy", "gap_reward"):
         checkpoint(single / name, "other settings", "others")
     train_variant(study, config, "single", Console(file=StringIO()))
     assert missing == ["gap_reward", "improver"]
     assert (single / "policy/config.json").read_text() == "policy"
+    assert not (single / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -345,3 +344,136 @@ def test_a_desk_needs_every_system_of_an_example(tmp_path: Path, monkeypatch: py
         asked = desk.ask({"Original": System("draft"), "PIT": System("pit")})
     assert len(asked.pairs) == len(asked.records["Original"]) == len(asked.texts("PIT")) == 5
     assert "1 of 6 examples left out: the policy's answer is empty" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------- each kind
+
+
+class KnownGap:
+    """A gap reward that says what gold says, in place of a trained one."""
+
+    def raw(self, rows: Any) -> list[float]:
+        score = gold_score
+        return [score(x[-1]["content"], new) - score(x[-1]["content"], old) for x, new, old in rows]
+
+    def probabilities(self, rows: Any) -> list[float]:
+        return [float(gap > 0) if gap else 0.5 for gap in self.raw(rows)]
+
+
+def test_the_sweep_asks_everything_at_every_temperature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path, "temperature", grid=[0.2, 0.8], examples=4)
+    with served(monkeypatch, study) as models:
+        path, _ = run(study)
+        heats = {sampling.temperature for sampling in models.policy.samplings}
+        assert heats == {s.temperature for s in models.improver.samplings} == {0.2, 0.8}
+    rows = table(path, "Each temperature")
+    assert list(rows) == ["0.2", "0.8"] and all(
+        row[1].value == 6.5 and row[2].value == 100 for row in rows.values()
+    )
+    assert all(bar.passed for bar in read_result(path).figures.bars)
+
+
+def test_costs_add_up_and_nothing_dearer_and_worse_is_called_efficient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path, "cost", examples=4, iterations=2)
+    with served(monkeypatch, study):
+        path, _ = run(study)
+    rows = table(path, "Quality and cost")
+    draft = rows["Original"][2].value
+    # Every word is a token: a draft of 8 words, then as many for each of n candidates.
+    assert rows["best-of-2"][1].value == 8 + 2 * 8 and rows["best-of-16"][1].value == 8 + 16 * 8
+    assert rows["PIT, 2"][2].value > rows["PIT, 1"][2].value > draft
+    assert rows["PIT, 1"][3].value > 0 and rows["PIT, ungated, 1"][3].value == 0  # read by the gap reward
+    assert rows["PIT, ungated, 1"][5] == "yes" and rows["best-of-16"][5] == ""
+
+
+def test_own_samples_of_a_gap_reward_that_knows_gold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.studies.gap_scores.GapReward.of", lambda _: KnownGap())
+    study = study_of(tmp_path, "own_samples", examples=4, iterations=2)
+    with served(monkeypatch, study):
+        path, _ = run(study)
+    first, second = table(path, "PIT, ungated").values()
+    assert (first[0].value, first[2].value, first[4]) == (100, 100, "4")
+    assert second[4] == "0"  # the improver says the same again
+    assert next(iter(table(path, "PIT, gated").values()))[0].value == 100
+
+
+def test_pair_types_of_a_gap_reward_that_knows_gold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.studies.gap_scores.GapReward.of", lambda _: KnownGap())
+    study = study_of(tmp_path, "pair_types", examples=40)
+    trained(study.run_config(7))
+    path, _ = run(study)
+    means = [row[0].value for row in table(path, "Gap reward (five terms)").values()]
+    assert means[0] > 0 and means[1] == means[2] == 0 and means[3] == -means[0]
+    assert read_result(path).figures.bars[0].passed
+
+
+def test_the_gap_loss_judges_every_gap_reward_on_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {"single": ["gap_reward.loss=single"], "pointwise": ["gap_reward.loss=pointwise"]}
+    study = study_of(tmp_path, "gap_loss", variants=variants, iterations=3)
+    rows: list[Any] = []
+
+    class Noting(KnownGap):
+        def probabilities(self, given: Any) -> list[float]:
+            rows.append([(new, old) for _, new, old in given])
+            return super().probabilities(given)
+
+    monkeypatch.setattr("training.studies.gap_scores.GapReward.of", lambda _: Noting())
+    with served(monkeypatch, study) as models:
+        for name in variants:
+            trained(variant_config(study, study.run_config(7), name))
+        path, _ = run(study)
+        given = {tuple(Path(c[c.index(o) + 1]).parent.name for o in ("--improver", "--gap-reward"))
+                 for c in models.commands}  # fmt: skip
+    assert given == {("run", "run"), ("single", "single"), ("pointwise", "pointwise")}
+    assert len(rows) == 12 and rows[:4] == rows[4:8] == rows[8:]
+    judged = table(path, "As a judge")
+    assert set(judged) == {"five terms", "wl > lw alone", "pointwise difference"}
+    assert all(row[1].value == 100 for row in judged.values())
+
+
+def test_the_curve_and_the_last_improver_of_a_long_rl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path, "overoptimisation", variants={"long": ["rl_improver.steps=[5, 25]"]})
+    with served(monkeypatch, study):
+        config = study.run_config(7)
+        long = trained(variant_config(study, config, "long"))
+        for run_of, golds in ((config, [1.0, 2.0]), (long, [1, 2, 3, 3, 3, 3, 1, 1, 1, 1, 1, 0.0])):
+            lines = [
+                {"stage": "improver", "step": i, "reward": i, "gold": gold, "kl": 0, "repeated": 0}
+                for i, gold in enumerate(golds, 1)
+            ]
+            (run_of.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path, _ = run(study)
+    row = table(path, "Where gap reward and judge part")["long"]
+    assert (row[0], row[1]) == ("12", "6") and row[7].value < row[5].value
+    assert set(table(path, "The last improvers, served")) == {
+        "the run", "the run, gated", "long", "long, gated",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_gap_scores_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    from tests.training.helpers import publish_tiny, tiny_config
+    from training.checkpoint import update_manifest
+    from training.studies.gap_scores import GapReward
+
+    config = tiny_config(tmp_path)
+    directory = publish_tiny(config, "gap_reward")
+    calibration = {"a": 2.0, "b": 0.0, "ece": 0.0, "n": 1}
+    update_manifest(
+        directory, {"gap": {"reads": "pair", "centering": "antisymmetric", "calibration": calibration}}
+    )
+    golden = read_manifest(directory)["golden"]
+    rows = [(sample["messages"], sample["candidate"], sample["baseline"]) for sample in golden]
+    gap = GapReward.of(config)
+    assert gap.raw(rows) == pytest.approx([sample["score"] for sample in golden], abs=1e-4)
+    turned = [(x, old, new) for x, new, old in rows]
+    both = zip(gap.probabilities(rows), gap.probabilities(turned), strict=True)
+    assert [one + other for one, other in both] == pytest.approx([1.0] * len(rows))

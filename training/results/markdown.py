@@ -10,20 +10,23 @@ from training.studies.figures import Result, Table
 
 def markdown(title: str, results: Sequence[Result], command: str) -> str:
     """The document; pictures are named STUDY-CHART.png."""
-    lines = [f"# {title}", "", f"Written by `{command}`. Nothing here is written by hand.", "", "## Bars", ""]
-    bars = [(result, bar) for result in results for bar in result.figures.bars]
-    met = sum(bar.passed for _, bar in bars)
-    lines += [f"{met} of {len(bars)} met.", ""]
-    lines += _table(
-        ("study", "bar", "wanted", "found", ""),
-        [
-            (r.name, bar.name, bar.wanted, bar.figure, "met" if bar.passed else "**missed**")
-            for r, bar in bars
-        ],
-    )
+    lines = [f"# {title}", "", f"Written by `{command}`. Nothing here is written by hand."]
+    lines += _bars(results)
     for result in results:
         lines += _study(result)
     return "\n".join(lines) + "\n"
+
+
+def _bars(results: Sequence[Result]) -> list[str]:
+    bars = [(result, bar) for result in results for bar in result.figures.bars]
+    if not bars:
+        return []
+    rows = [
+        (r.name, bar.name, bar.wanted, bar.figure, "met" if bar.passed else "**missed**") for r, bar in bars
+    ]
+    met = sum(bar.passed for _, bar in bars)
+    head = ["", "## Bars", "", f"{met} of {len(bars)} met.", ""]
+    return head + _table(("study", "bar", "wanted", "found", ""), rows)
 
 
 def _study(result: Result) -> list[str]:

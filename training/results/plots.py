@@ -98,7 +98,7 @@ def _lines(axes: Any, chart: Chart, ink: str) -> None:
 
 
 def _scatter(axes: Any, chart: Chart, ink: str) -> None:
-    for series, colour, marker in _marked(chart):
+    for place, (series, colour, marker) in enumerate(_marked(chart)):
         if series.low is not None and series.high is not None:
             spread = [
                 [y - low for y, low in zip(series.y, series.low, strict=True)],
@@ -109,7 +109,9 @@ def _scatter(axes: Any, chart: Chart, ink: str) -> None:
             series.x, series.y, color=colour, marker=marker, markersize=6, linewidth=1.1, label=series.name
         )
         for x, y, label in zip(series.x, series.y, series.labels or (), strict=False):
-            axes.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=colour)
+            # By turns above and below: neighbours are often neighbours in the list too.
+            offset = (4, 5) if place % 2 else (4, -12)
+            axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=8, color=colour)
     if chart.log_x:
         axes.set_xscale("log")
         xs = [x for series in chart.series for x in series.x]
@@ -123,7 +125,7 @@ def _round_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten between the two."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    return [tick for tick in ticks if low * 0.9 <= tick <= high * 1.1]
+    return [tick for tick in ticks if low * 0.8 <= tick <= high * 1.1]
 
 
 def _bars(axes: Any, chart: Chart, ink: str) -> None:
@@ -186,12 +188,14 @@ def _columns(series: Sequence[Series]) -> int:
 
 
 def _marked(chart: Chart) -> Iterator[tuple[Series, str, str]]:
-    """Each series with its colour and marker: its system's, or the first free ones."""
-    taken: list[int] = []
-    for series in chart.series:
-        free = [hue for hue in range(len(COLOURS)) if hue not in taken] or [len(taken) % len(COLOURS)]
+    """Each series with its colour and marker: its system's if it is the first of that name, or free ones."""
+    hues: dict[int, int] = {}
+    for place, series in enumerate(chart.series):
         wanted = next((hue for begin, hue in HUES.items() if series.name.startswith(begin)), None)
-        hue = wanted if wanted in free else free[0]
-        assert hue is not None
-        taken.append(hue)
+        if wanted is not None and wanted not in hues.values():
+            hues[place] = wanted
+    free = [hue for hue in range(len(COLOURS)) if hue not in hues.values()] or list(range(len(COLOURS)))
+    others = (free[i % len(free)] for i in range(len(chart.series)))
+    for place, series in enumerate(chart.series):
+        hue = hues[place] if place in hues else next(others)
         yield series, COLOURS[hue], MARKERS[hue]

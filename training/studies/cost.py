@@ -1,7 +1,6 @@
 """Quality against tokens and time: what each system buys, and which no other system beats at its price.
 
-Time is that of a request among `concurrency` others on one machine: it orders systems, and is no latency of a
-quiet server.
+Time is that of a request among `concurrency` others on one machine, no latency of a quiet server.
 """
 
 from __future__ import annotations
@@ -73,7 +72,8 @@ def figures(samples: Sequence[Sample]) -> Figures:
                "none better for its tokens", "none better for its time"]  # fmt: skip
     text = (
         f"n = {n} prompts. Means of one prompt, the draft included: tokens written, and read and written; "
-        "beside it what the gap reward read. Seconds: among the other requests in flight."
+        "beside it what the gap reward read. Seconds: among the other requests in flight; systems are not "
+        "all asked at the same time, so they compare only where nothing else used the machine."
     )
     tables.append(Table("Quality and cost", columns, rows, text))
     for axis, label in (
@@ -82,7 +82,7 @@ def figures(samples: Sequence[Sample]) -> Figures:
     ):
         series = []
         for family in dict.fromkeys(p.family for p in points):
-            mine = sorted((p for p in points if p.family == family), key=lambda p: getattr(p, axis))
+            mine = sorted((p for p in points if p.family == family), key=lambda p: p.tokens)
             found = [bootstrap_mean(p.scores) for p in mine]
             labels = [_short(p) for p in mine]
             series.append(curve(family, [getattr(p, axis) for p in mine], found, labels))

@@ -158,17 +158,23 @@ def read_result(path: Path) -> Result:
         raise DataError("not JSON; run its study again", path=path) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"no result of format {FORMAT}; run its study again (pit-train study)", path=path)
-    found = record.pop("figures")
-    figures = Figures(
-        tables=[
-            Table(**one | {"rows": [[_cell(c) for c in row] for row in one["rows"]]})
-            for one in found["tables"]
-        ],
-        charts=[Chart(**one | {"series": [Series(**s) for s in one["series"]]}) for one in found["charts"]],
-        examples=[Example(**one) for one in found["examples"]],
-        bars=[Bar(**one) for one in found["bars"]],
+    try:
+        return Result(**record | {"figures": _figures(record["figures"])})
+    except (KeyError, TypeError) as error:
+        raise DataError("written by another version; run its study again (--again)", path=path) from error
+
+
+def _figures(record: dict[str, Any]) -> Figures:
+    tables = [
+        Table(**one | {"rows": [[_cell(cell) for cell in row] for row in one["rows"]]})
+        for one in record["tables"]
+    ]
+    return Figures(
+        tables=tables,
+        charts=[Chart(**one | {"series": [Series(**s) for s in one["series"]]}) for one in record["charts"]],
+        examples=[Example(**one) for one in record["examples"]],
+        bars=[Bar(**one) for one in record["bars"]],
     )
-    return Result(figures=figures, **record)
 
 
 def _cell(cell: Any) -> Cell:

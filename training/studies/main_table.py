@@ -233,18 +233,16 @@ def _seeds(samples: Sequence[Sample], renamed: Sequence[Asked]) -> Table:
 
 
 def _examples(asked: Asked, each: int = 3) -> list[Example]:
-    """The greatest gains and losses of PIT, and of PIT without its gate."""
+    """The greatest gains of PIT, its greatest losses, and those without its gate."""
     found = []
-    for name in (PIT, UNGATED):
+    for name, sign in ((PIT, 1), (PIT, -1), (UNGATED, -1)):
         before, after = asked.texts(name, 0), asked.texts(name, HEADLINE)
         old, new = scores(asked.pairs, before), scores(asked.pairs, after)
-        order = sorted(range(len(old)), key=lambda i: (new[i] - old[i], i))
-        for what, places in (("gain", order[::-1][:each]), ("loss", order[:each])):
-            for place in places:
-                if (new[place] - old[place]) * (1 if what == "gain" else -1) > 0:
-                    prompt = asked.pairs[place].prompt[-1]["content"]
-                    title = f"{name}: {what} of {abs(new[place] - old[place]):.2f}"
-                    found.append(Example(title, prompt, before[place], after[place], old[place], new[place]))
+        order = sorted(range(len(old)), key=lambda i: sign * (old[i] - new[i]))
+        for i in [i for i in order[:each] if sign * (new[i] - old[i]) > 0]:
+            title = f"{name}: {'gain' if sign > 0 else 'loss'} of {abs(new[i] - old[i]):.2f}"
+            prompt = asked.pairs[i].prompt[-1]["content"]
+            found.append(Example(title, prompt, before[i], after[i], old[i], new[i]))
     return found
 
 

@@ -14,6 +14,7 @@ from training.studies.context import Context
 from training.studies.figures import Cell, Chart, Figures, Table, curve, delta, mean
 from training.studies.judging import UNIT, scores
 from training.studies.systems import Asked, System, pool, self_refines
+from training.verdicts import Bar
 
 ITERATIONS = 3
 
@@ -53,6 +54,7 @@ def figures(samples: Sequence[Sample]) -> Figures:
             _best(known, shown, best, grid, best_refined),
         ],
         charts=[_chart(known, shown, grid)],
+        bars=_bars({name: known[name][best[name]] for name in shown}, best_refined),
     )
 
 
@@ -85,7 +87,7 @@ def _best(
     for name in shown:
         at = known[name][best[name]]
         row: list[Cell] = [name, f"{grid[best[name]]:g}", mean(bootstrap_mean(at))]
-        for other in ("Original", refined):
+        for other in ("Original", refined, "best-of-4"):
             theirs = known[other][best[other]]
             row.append("" if name == other else delta(compare(at, theirs)))
         rows.append(row)
@@ -95,11 +97,21 @@ def _best(
         f"mean ({UNIT})",
         "Δ vs Original at its best",
         f"Δ vs {refined} at its best",
+        "Δ vs best-of-4 at its best",
     ]
     text = (
         "The best temperature is the one with the highest mean on these prompts, which favours each a little."
     )
     return Table("Each system at its best temperature", columns, rows, text)
+
+
+def _bars(at_best: dict[str, list[float]], refined: str) -> list[Bar]:
+    bars = []
+    for other, wanted in (("Original", 80), (refined, 50)):
+        rate = compare(at_best["PIT"], at_best[other])
+        name = f"PIT vs {other}, each at its best temperature"
+        bars.append(Bar(name, f"Δ ≥ +{wanted}", str(rate), rate.delta >= wanted))
+    return bars
 
 
 def _chart(known: dict[str, list[list[float]]], shown: dict[str, str], grid: Sequence[float]) -> Chart:

@@ -6,7 +6,7 @@ import shutil
 
 from rich.console import Console
 
-from training.checkpoint import content_hash, read_manifest, share_checkpoint
+from training.checkpoint import read_manifest, share_checkpoint
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
 from training.pipeline import finished, run, stages
@@ -41,10 +41,11 @@ def train_variant(study: StudyConfig, base: RunConfig, name: str, console: Conso
     if config.digest("base") == base.digest("base") and not (config.output / "data").exists():
         shutil.copytree(base.output / "data", config.output / "data")
     for stage in stages(config):
-        mine, its = config.output / stage.name, base.output / stage.name
-        shared = its.is_dir() and read_manifest(its)["config_hash"] == config.digest(stage.name)
-        if shared and not (mine.exists() and content_hash(mine) == content_hash(its)):
+        mine, its, digest = config.output / stage.name, base.output / stage.name, config.digest(stage.name)
+        if mine.is_dir() and read_manifest(mine)["config_hash"] != digest:
+            shutil.rmtree(mine)
+            (config.output / "metrics.jsonl").unlink(missing_ok=True)  # of steps that are no more
+        if not mine.exists() and its.is_dir() and read_manifest(its)["config_hash"] == digest:
             share_checkpoint(its, mine)
     console.print(f"[bold]{name}[/bold]: {', '.join(study.variants[name])}", highlight=False)
-    run(config, console, retrain=True)
-    return config
+    return train_run(config, console)
