@@ -20,6 +20,7 @@ from training.answers import Record, responses, tokens_after, until_first_reject
 from training.data import PreferencePair
 from training.judges import JudgeQuality, ToxicityJudge
 from training.judges.formulas import distance
+from training.judges.joint import JointFigures
 from training.systems import Plan, scored_order
 from training.verdicts import (
     Agreement,
@@ -47,6 +48,7 @@ class EditFigures:
     samples: list[dict[str, str]]
     left_out: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    joint: JointFigures | None = None
 
 
 def _closeness(pair: PreferencePair, text: str) -> float:

@@ -31,7 +31,9 @@ from training.config import RunConfig
 from training.contests import comparisons, make_contests, system_texts, write_texts
 from training.data import PreferencePair, load_pairs
 from training.errors import ConfigError, DataError, TrainingError
+from training.judges import ToxicityJudge
 from training.judges.choice import check_judges
+from training.judges.joint import JointMetric
 from training.judges.settings import JudgeName
 from training.judging import OWN, Confirm, judge_comparisons
 from training.report import as_json, edit_sections, gold_sections, markdown, show
@@ -246,8 +248,13 @@ def _report(
     else:
         from training.edit_analysis import edit_figures
 
-        toxicity = _toxicity_judge(config, pairs, console) if judge == "edit+toxicity" else None
-        edited = replace(edit_figures(pairs, answers.known, plan, toxicity), left_out=left_out)
+        metric = _joint_metric(config, pairs, console) if judge == "edit+toxicity" else None
+        edited = edit_figures(pairs, answers.known, plan, metric.toxicity if metric else None)
+        edited = replace(edited, left_out=left_out)
+        if metric:
+            texts = system_texts(pairs, answers.known, plan)
+            named = {{"y_w": "human"}.get(name, name): each for name, each in texts.items() if name != "y_l"}
+            edited = replace(edited, joint=metric.figures(pairs, named))
         bars, sections = edit_bars(edited.edits[edited.headline]), edit_sections(edited)
         text = as_json(settings, edited, bars)
     show(sections, bars, console)
@@ -257,12 +264,11 @@ def _report(
     console.print(f"\n{output}: report.md, report.json, responses.jsonl")
 
 
-def _toxicity_judge(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> Any:
+def _joint_metric(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> JointMetric:
     """Fit on the training file, without any text that is judged here."""
-    from training.judges import ToxicityJudge
-
     assert config.data.path is not None and config.data.format != "helpdesk"
     heldout = {text for pair in pairs for text in (pair.rejected, pair.chosen, *pair.references)}
     training = load_pairs(config.data.format, config.data.path).pairs
-    with console.status("fitting the toxicity judge"):
-        return ToxicityJudge([p for p in training if p.rejected not in heldout and p.chosen not in heldout])
+    training = [p for p in training if p.rejected not in heldout and p.chosen not in heldout]
+    with console.status("fitting the judges of toxicity and fluency"):
+        return JointMetric(ToxicityJudge(training), training)

@@ -2,7 +2,9 @@
 
 - protocol.py: `Judge`, what each of them promises; `Contest`, `Verdict`, `Cost`, `win_rate`
 - numbers.py: `ScoreJudge` and `MarginJudge`, judges made of a function
-- formulas.py, toxicity.py: gold scorer, edit distance, toxicity
+- formulas.py, toxicity.py: gold scorer, edit distance, toxicity; fluency.py and joint.py: ParaDetox's metric
+- reward_model.py, llm.py, people.py: what their names say; choice.py makes the one that settings.py describes
+- agreement.py: how far judges agree
 - statistics.py: win, lose, Δ and means with their bootstrap intervals
 
 The paper's judges are GPT-4, a DeBERTa reward model and people. Importing this needs no torch.
