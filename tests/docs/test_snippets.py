@@ -24,6 +24,8 @@ ELSEWHERE = {
 }
 OTHERS = frozenset(("dspy", "langchain_core", "langchain_openai", "litellm", "optillm", "tensorzero"))
 """Packages of others. Where one is not installed, a snippet that shows its use is only compiled."""
+SHORTER = {"range(10, 60)": "range(10, 12)"}
+"""What a reader does 150 times and a test a few times."""
 QUESTION = {"messages": [{"role": "user", "content": "What about the price?"}], "reference": "It is red."}
 
 
@@ -72,7 +74,10 @@ def test_python_runs(block: Block, place: Place) -> None:
     }
     missing = {name for name in imported if importlib.util.find_spec(name) is None}
     assert missing <= OTHERS, missing
-    code = compile(place.filled(block.text), str(block), "exec")
+    text = place.filled(block.text)
+    for long, short in SHORTER.items():
+        text = text.replace(long, short)
+    code = compile(text, str(block), "exec")
     if not imported & OTHERS:
         exec(code, {"__name__": "__main__"})
 
