@@ -12,7 +12,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 # The tests start hundreds of processes: without bytecode on disk each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test lint format types check faults docs evaluate bench bench-training pins clean distclean
+.PHONY: help setup demo test lint format types check faults docs image-check evaluate bench bench-training pins clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,8 +25,8 @@ demo: setup  ## train if needed, serve on 127.0.0.1:8000 (PORT=...), show one im
 	@$(BIN)/python scripts/demo.py --port $(PORT) $(if $(filter 1,$(DEMO_EXIT)),--exit)
 
 test: setup lint types  ## lint, types, and every test, real engine included
-	$(BIN)/pytest -m "not engine and not slow"
-	$(BIN)/pytest -m "engine or slow"
+	$(BIN)/pytest --durations=20 -m "not engine and not slow"
+	$(BIN)/pytest --durations=20 -m "engine or slow"
 
 lint: setup  ## ruff: rules and formatting of imports
 	$(BIN)/ruff check .
@@ -45,8 +45,13 @@ faults: setup  ## the fault tests in full (about half an hour), and the table of
 	@failed=0; PIT_FAULTS=full $(BIN)/pytest -s $$(grep -rl "import.*\bsay\b" tests --include='test_*.py') || failed=1; \
 	  $(BIN)/python scripts/reliability.py; exit $$failed
 
-docs: setup  ## write what is made from the code: docs/configuration.md
+docs: setup  ## write what is made from the code: docs/configuration.md, api.md, cli.md, deploy/grafana
 	@$(BIN)/python scripts/configuration.py
+	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python -m scripts.dashboards
+
+image-check: setup  ## build and run images in a chroot, without a container engine (IMAGES="gateway cpu"; root, debootstrap)
+	$(BIN)/python -m tests.deploy.image_check $(IMAGES)
 
 evaluate: setup  ## evaluate the checkpoints of the demo with its gold scorer
 	$(BIN)/pit-train evaluate training/configs/demo.yaml

@@ -24,6 +24,8 @@ ROUTES: dict[str, Need] = {
     "/version": "open",
     # The page and the documentation: the same in every installation.
     "/": "open",
+    "/runs": "open",
+    "/batches": "open",
     "/static": "open",
     "/docs": "open",
     "/redoc": "open",

@@ -256,8 +256,13 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
             raise CheckpointError(
                 f"{path} lacks {name}, which its manifest names. Copy the whole directory again."
             )
-        with file.open("rb") as stream:
-            digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with file.open("rb") as stream:
+                digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            advice = f" Let the server's user read it: chmod -R a+rX {path}"
+            mend = advice if isinstance(error, PermissionError) else ""
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.{mend}") from None
         if digest != expected:
             raise CheckpointError(
                 f"{file} differs from its manifest: its hash is {digest[:19]}…, the manifest says"

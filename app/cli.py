@@ -11,7 +11,7 @@ import typer
 
 from app import __version__
 from app.batch.command import batch
-from app.commands import Key, fail
+from app.commands import BAD_USE, DEFAULT_URL, Key, fail, reached
 from app.feedback_commands import feedback
 from app.key_commands import keys
 
@@ -192,7 +192,7 @@ def improve(
         str | None, typer.Option(help="The response to improve. Without it the policy drafts one.")
     ] = None,
     context: Annotated[str | None, typer.Option(help="Text to put before the question.")] = None,
-    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Where the server is.")] = DEFAULT_URL,
     key: Key = None,
     max_iterations: Annotated[
         int | None, typer.Option(help="Iterations at most  [server's default: 3]")
@@ -216,12 +216,10 @@ def improve(
     ] = False,
 ) -> None:
     """Improve a response from the terminal: every iteration as a coloured diff."""
-    from app.terminal import ServerError, improve_in_terminal
+    from app.terminal import show_run
 
     text = sys.stdin.read() if question == "-" else question
-    body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": f"{context} {text}" if context else text}],
-        "reference": reference,
+    options: dict[str, Any] = {
         "max_iterations": max_iterations,
         "candidates": candidates,
         "strategy": strategy,
@@ -230,11 +228,13 @@ def improve(
         "temperature": temperature,
         "max_tokens": max_tokens,
     }
-    try:
-        asked = {name: value for name, value in body.items() if value is not None}
-        improve_in_terminal(url, key, asked, as_json)
-    except ServerError as error:
-        raise fail(str(error), status=1) from None
+    given = {name: value for name, value in options.items() if value is not None}
+    asked = f"{context} {text}" if context else text
+    with reached(url, key) as client:
+        if as_json:
+            typer.echo(client.improve(asked, reference, **given).model_dump_json(indent=2))
+        else:
+            show_run(client.stream(asked, reference, **given))
 
 
 def _doctor(
@@ -282,7 +282,7 @@ app.command("doctor", context_settings=PASSING_ON)(_with_the_options_of(serve, _
 
 @app.command()
 def runs(
-    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Where the server is.")] = DEFAULT_URL,
     key: Key = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
     after: Annotated[str | None, typer.Option(metavar="RUN", help="Only runs before this one.")] = None,
@@ -290,30 +290,24 @@ def runs(
 ) -> None:
     """List the latest stored runs."""
     from app.replay import list_runs
-    from app.terminal import ServerError
 
-    try:
-        list_runs(url, key, limit, after, as_json)
-    except ServerError as error:
-        raise fail(str(error), status=1) from None
+    with reached(url, key) as client:
+        list_runs(client, limit, after, as_json)
 
 
 @app.command()
 def replay(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a stored run (pit runs lists them).")],
-    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Where the server is.")] = DEFAULT_URL,
     key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the difference as JSON.")] = False,
 ) -> None:
     """Run a stored run again with its seed and show the difference. Exit status 0: identical; 1: it differs;
     2: it could not be run."""
     from app.replay import replay_in_terminal
-    from app.terminal import ServerError
 
-    try:
-        identical = replay_in_terminal(url, key, run, as_json)
-    except ServerError as error:
-        raise fail(str(error)) from None
+    with reached(url, key, BAD_USE) as client:
+        identical = replay_in_terminal(client, run, as_json)
     raise typer.Exit(0 if identical else 1)
 
 
@@ -346,7 +340,7 @@ def upgrade(
 
 @app.command()
 def bench(
-    url: Annotated[str, typer.Option(help="The server to measure; one of yours.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="The server to measure; one of yours.")] = DEFAULT_URL,
     key: Key = None,
     kind: Annotated[
         list[str] | None,

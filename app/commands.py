@@ -1,9 +1,15 @@
 """What the commands of `pit` share."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from app.client import Client
+
+DEFAULT_URL = "http://127.0.0.1:8000"
 BAD_USE = 2
 Key = Annotated[
     str | None,
@@ -19,3 +25,18 @@ def fail(message: str, status: int = BAD_USE) -> typer.Exit:
     console.print("[bold red]error:[/] ", end="")
     console.print(message, markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(status)
+
+
+@contextmanager
+def reached(url: str, key: str | None, status: int = 1) -> Iterator["Client"]:
+    """A client of the server at `url`; what goes wrong with it in the body ends the command with one line
+    and this status."""
+    from app.client import Client
+    from app.errors import AppError
+    from app.terminal import said
+
+    try:
+        with Client(url, key) as client:
+            yield client
+    except AppError as error:
+        raise fail(said(error), status) from None

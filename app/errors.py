@@ -35,6 +35,8 @@ class AppError(Exception):
     type = "api_error"
     code: str | None = "internal_error"
     retry_after: int | None = None
+    request_id: str | None = None
+    """Of the answer that brought it, where a client reads one (app/client)."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -1,6 +1,5 @@
 """`pit feedback`: say what was better, and get the preference pairs for training."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands import Key, fail
+from app.commands import DEFAULT_URL, Key, fail, reached
 
 feedback = typer.Typer(
     help="What people preferred, and the pairs that it makes.", no_args_is_help=True, rich_markup_mode=None
 )
 Url = Annotated[str, typer.Option(help="Where the server is.")]
 WHICH = "reference, response, or the number of an iteration"
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 @feedback.command()
@@ -29,25 +27,16 @@ def export(
 ) -> None:
     """Write the preference pairs to FILE, for pit-train run CONFIG --from-feedback FILE. The file is there
     when it is whole, or not at all."""
-    from app.terminal import ServerError, raise_for, server
-
     part = file.with_name(f".{file.name}.{os.getpid()}")
     lines = 0
     try:
-        with server(url, key) as client, part.open("wb") as out:
-            query = {"after": str(after)}
-            with client.stream("GET", "/v1/feedback/export", params=query) as answer:
-                if answer.status_code != 200:
-                    answer.read()
-                raise_for(answer)
-                for chunk in answer.iter_bytes():
-                    lines += chunk.count(b"\n")
-                    out.write(chunk)
+        with reached(url, key) as client, part.open("wb") as out:
+            for chunk in client.export(after):
+                lines += chunk.count(b"\n")
+                out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
         part.replace(file)
-    except ServerError as error:
-        raise fail(str(error), status=1) from None
     except OSError as error:
         raise fail(f"cannot write {file}: {error.strerror}") from None
     finally:
@@ -71,24 +60,18 @@ def add(
 ) -> None:
     """Say which response of a run is better (--preferred), how good one is (--rating), or what it should have
     been (--correction)."""
-    from app.terminal import ServerError, raise_for, server
-
     if sum(given is not None for given in (preferred, rating, correction)) != 1:
         raise fail("say one of --preferred, --rating and --correction")
-    body: dict[str, Any] = {"run": run}
+    fields: dict[str, Any] = {"run": run}
+    kind: Any = "comparison" if preferred else "rating" if rating else "correction"
     if preferred is not None:
-        body |= {"type": "comparison", "preferred": _which(preferred), "other": _which(other)}
+        fields |= {"preferred": _which(preferred), "other": _which(other)}
     elif rating is not None:
-        body |= {"type": "rating", "rating": rating, "response": _which(response)}
+        fields |= {"rating": rating, "response": _which(response)}
     elif correction is not None:
-        body |= {"type": "correction", "text": _text(correction), "response": _which(response)}
-    try:
-        with server(url, key) as client:
-            answer = client.post("/v1/feedback", json=body)
-            raise_for(answer)
-    except ServerError as error:
-        raise fail(str(error), status=1) from None
-    typer.echo(json.dumps(answer.json(), indent=2))
+        fields |= {"text": _text(correction), "response": _which(response)}
+    with reached(url, key) as client:
+        typer.echo(client.feedback(kind, **fields).model_dump_json(indent=2))
 
 
 def _which(name: str) -> str | int:

@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from app import __version__
 from app.access import document
-from app.api import batches, chat, completions, feedback, files, health, improve, models, runs
+from app.api import batches, chat, completions, feedback, files, health, improve, models, pages, runs
 from app.api.validation import refusal
 from app.batch.service import UPLOAD_OVERHEAD, Batches
 from app.errors import AppError, from_status
@@ -92,7 +92,7 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    for module in (improve, runs, feedback, chat, completions, files, batches, models, health):
+    for module in (improve, runs, feedback, chat, completions, files, batches, models, health, pages):
         app.include_router(module.router, responses=ERRORS)
     app.openapi = lambda: document(FastAPI.openapi(app))  # type: ignore[method-assign]
     return app

@@ -8,55 +8,50 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from app.terminal import ServerError, raise_for, server, word_diff
+from app.client import Client
+from app.commands import fail
+from app.schemas import RunSummary
+from app.terminal import word_diff
 
 TOLERANCE = 1e-4
 """Gaps this close are the same: batches of another size round differently."""
 STATE_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
-def list_runs(url: str, key: str | None, limit: int, after: str | None, as_json: bool) -> None:
-    """Print the latest stored runs. Raises `ServerError`."""
-    query = {"limit": str(limit)} | ({"after": after} if after else {})
-    with server(url, key) as client:
-        answer = client.get("/v1/improve", params=query)
-        raise_for(answer)
-        page = answer.json()
+def list_runs(client: Client, limit: int, after: str | None, as_json: bool) -> None:
+    """Print the latest stored runs. Raises the server's error."""
+    page = client.runs(limit, after)
     if as_json:
-        print(json.dumps(page, indent=2))
+        print(page.model_dump_json(indent=2))
         return
     console = Console(soft_wrap=True, highlight=False)  # an id is never cut
-    if not page["data"]:
+    if not page.data:
         console.print("No runs are stored.")
         return
     console.print(f"{'run':36}  {'created':19}  {'state':9}  {'stopped by':14}  iterations", style="bold")
-    for run in page["data"]:
+    for run in page.data:
         console.print(_line(run))
-    if page["has_more"]:
-        console.print(f"Older ones: pit runs --after {page['data'][-1]['id']}", style="dim")
+    if page.has_more:
+        console.print(f"Older ones: pit runs --after {page.data[-1].id}", style="dim")
 
 
-def _line(run: dict[str, Any]) -> Text:
-    created = datetime.fromtimestamp(run["created"]).strftime("%Y-%m-%d %H:%M:%S")
-    iterations = "" if run["iterations"] is None else run["iterations"]
+def _line(run: RunSummary) -> Text:
+    created = datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M:%S")
     return Text.assemble(
-        f"{run['id']}  {created}  ",
-        (f"{run['state']:9}", STATE_STYLES.get(run["state"], "")),
-        f"  {run['stop_reason'] or '':14}  {iterations:>10}",
+        f"{run.id}  {created}  ",
+        (f"{run.state:9}", STATE_STYLES.get(run.state, "")),
+        f"  {run.stop_reason or '':14}  {'' if run.iterations is None else run.iterations:>10}",
     )
 
 
-def replay_in_terminal(url: str, key: str | None, run_id: str, as_json: bool) -> bool:
-    """Run a stored run again, show the difference, and say whether there is none. Raises `ServerError`."""
-    with server(url, key) as client:
-        answer = client.get(f"/v1/improve/{run_id}")
-        raise_for(answer)
-        run = answer.json()
-        if run["state"] != "completed":
-            raise ServerError(f"run {run_id} is {run['state']}: only a completed run can be replayed.")
-        again = client.post("/v1/improve", json=run["request"] | {"store": False})
-        raise_for(again)
-    old, new = run["result"], again.json()
+def replay_in_terminal(client: Client, run_id: str, as_json: bool) -> bool:
+    """Run a stored run again, show the difference, and say whether there is none. Raises the server's error,
+    and ends the command for a run that is not completed."""
+    run = client.run(run_id)
+    if run.state != "completed" or run.result is None:
+        raise fail(f"run {run_id} is {run.state}: only a completed run can be replayed.")
+    again = client.improve(**run.request | {"store": False})
+    old, new = run.result.model_dump(), again.model_dump()
     found = difference(old, new)
     if as_json:
         print(json.dumps(found | {"run": run_id, "was": old, "is": new}, indent=2, ensure_ascii=False))

@@ -144,6 +144,9 @@ class Telemetry:
         self.stored_runs = self._counter(
             "pit_store_runs", "Runs that were to be stored, by outcome", ["outcome"]
         )
+        # A series that appears with its first event hides that event from rate() and increase().
+        for outcome in ("stored", "lost"):
+            self.stored_runs.labels(outcome)
         self.store_failures = self._counter("pit_store_failures", "Writes that the database refused")
         self.store_pending = self._gauge(
             "pit_store_pending_runs", "Runs whose record is not complete in the database"
@@ -204,6 +207,8 @@ class Telemetry:
             "Feedback that compares what the loop made with what it was made from",
             ["preferred"],
         )
+        for preferred in ("improved", "reference", "part"):
+            self.feedback_preferred.labels(preferred)
         self.idempotent = self._counter(
             "pit_idempotent_requests", "Requests with an Idempotency-Key", ["outcome"]
         )

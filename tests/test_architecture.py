@@ -103,7 +103,7 @@ HOSTS = [
     ("download", "pytorch"),
     ("download-r2", "pytorch"),
     ("wheels", "vllm", "ai"),
-    ("nvidia", "com"),
+    ("pypi", "nvidia", "com"),  # nvidia.com alone begins the name of a Kubernetes resource too
     ("deb", "debian", "org"),
     ("registry", "npmjs"),
 ]

@@ -161,7 +161,9 @@ def publish(
         "version": _version(),
     }
     write_json(temporary / MANIFEST, manifest)
+    mode = (temporary / MANIFEST).stat().st_mode
     for path in (path for path in temporary.rglob("*") if path.is_file()):
+        path.chmod(mode)  # safetensors keeps weights from other users, as the one that a server runs as
         with path.open("rb") as file:
             os.fsync(file.fileno())
     _rename(temporary, directory)

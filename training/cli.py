@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 
 from training.errors import TrainingError
+from training.judge_commands import judge as judge_app
 from training.machine import place
 from training.study_commands import report, study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data.")
 app.add_typer(data_app, name="data")
+app.add_typer(judge_app, name="judge")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as a.b=value.")]
 
@@ -110,19 +112,26 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the examples and of all sampling.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Where to write  [default: OUT/evaluation]")] = None,
     judge: Annotated[
-        str | None, typer.Option(help="gold, edit or edit+toxicity  [default: as the configuration says]")
+        list[str] | None,
+        typer.Option(
+            help="gold, edit, edit+toxicity, reward_model, llm or people; may be given again. Settings: "
+            "evaluation.NAME in the configuration  [default: as the configuration says]"
+        ),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a judge that costs.")] = False,
     again: Annotated[bool, typer.Option(help="Set earlier answers aside and ask anew.")] = False,
 ) -> None:
     """Compare PIT, Self-Refine, best-of-4 and the data through the server; the same command again resumes."""
     from rich.console import Console
 
     from training.config import load_config
-    from training.evaluate import JUDGES, Options
+    from training.evaluate import Options
     from training.evaluate import evaluate as run_evaluation
+    from training.judges.settings import JUDGES
 
-    if judge is not None and judge not in JUDGES:
-        raise typer.BadParameter(f"choose one of {', '.join(JUDGES)}", param_hint="--judge")
+    judges = tuple(name for name in JUDGES if name in (judge or []))
+    if len(judges) < len(set(judge or [])):
+        raise typer.BadParameter(f"choose of {', '.join(JUDGES)}", param_hint="--judge")
     options = Options(
         examples,
         iterations,
@@ -131,10 +140,19 @@ def evaluate(
         temperature,
         seed,
         output,
-        JUDGES[judge] if judge else None,
+        judges,
         again,
+        lambda question: _confirmed(question, yes),
     )
     run_evaluation(load_config(config, overrides or []), options, Console())
+
+
+def _confirmed(question: str, yes: bool) -> bool:
+    """What a judge would cost is shown in any case; without a terminal nobody can be asked."""
+    if yes or not sys.stdin.isatty():
+        print(question if yes else f"{question}\nGive --yes to begin.", flush=True)
+        return yes
+    return typer.confirm(f"{question}. Begin?")
 
 
 @data_app.command()

@@ -13,17 +13,10 @@ from typing import TypeVar
 
 import httpx
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from training.data import PreferencePair
 from training.errors import TrainingError
+from training.progress import progress_bar
 from training.systems import CallFailed, Client, Plan
 
 T = TypeVar("T")
@@ -52,12 +45,6 @@ async def collect(
     """
     waiting = iter(examples)
     failures: list[CallFailed] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     # An idle connection is given up before a server closes it (uvicorn's default: 5 s): a request that meets
     # the closing breaks, and cannot be sent again without knowing whether it was begun.
     limits = httpx.Limits(
@@ -67,7 +54,7 @@ async def collect(
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout) as http:
         client = Client(http, deadline_s)
         await check_models(client, probe)
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        with progress_bar(console) as bar:
             task = bar.add_task("calls", total=calls)
 
             def advance(done: int) -> None:

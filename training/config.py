@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.errors import ConfigError
 from training.formats import Format
+from training.judges.settings import EvaluationConfig
 from training.machine import accelerators, place
 from training.split import check_fractions
 
@@ -289,12 +290,6 @@ class SamplingConfig(_Frozen):
     improver_temperature: float = Field(default=0.4, ge=0)
 
 
-class EvaluationConfig(_Frozen):
-    """`pit-train evaluate`; decides no checkpoint. `judge` None: gold for helpdesk, edit for chat_pairs."""
-
-    judge: Literal["gold", "edit", "edit+toxicity"] | None = None
-
-
 class FeedbackConfig(_Frozen):
     """The next generation from users' feedback (`pit-train run CONFIG --from-feedback FILE`).
 
@@ -374,7 +369,7 @@ class RunConfig(_Frozen):
         for name in ("sft_policy", "sft_improver"):
             if self.base.path is not None and getattr(self, name).replay:
                 raise ValueError(f"{name}.replay: only a base model from scratch has documents to replay")
-        if self.evaluation.judge == "gold" and self.data.format != "helpdesk":
+        if "gold" in self.evaluation.judges and self.data.format != "helpdesk":
             raise ValueError("evaluation.judge: gold reads the helpdesk's responses only")
         if self.gap_reward.start == "reward" and self.reward is None:
             raise ValueError("gap_reward.start is 'reward', but there is no reward section")

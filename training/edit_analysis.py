@@ -18,7 +18,9 @@ import numpy as np
 from training.analysis import Answers
 from training.answers import Record, responses, tokens_after, until_first_rejection
 from training.data import PreferencePair
-from training.judges import JudgeQuality, ToxicityJudge, nearest_distance
+from training.judges import JudgeQuality, ToxicityJudge
+from training.judges.formulas import distance
+from training.judges.joint import JointFigures
 from training.systems import Plan, scored_order
 from training.verdicts import (
     Agreement,
@@ -46,11 +48,7 @@ class EditFigures:
     samples: list[dict[str, str]]
     left_out: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-def distance(pair: PreferencePair, text: str) -> float:
-    """Characters to the nearest human rewrite; white space at the ends does not count."""
-    return float(nearest_distance(text.strip(), [one.strip() for one in pair.references or (pair.chosen,)]))
+    joint: JointFigures | None = None
 
 
 def _closeness(pair: PreferencePair, text: str) -> float:

@@ -4,7 +4,10 @@ tables.
 In the pipeline this stands after training. It talks HTTP to `pit serve` (its own, or one that runs) and
 therefore measures the real loop, gate and sampling. A run that was killed goes on where it stopped.
 
-Deviation from the paper: judges are a gold scorer and edit distances instead of GPT-4, DeBERTa and people.
+Several judges may judge the same answers; judging again asks no system again.
+
+Deviation from the paper: beside its kinds of judges (a language model, a reward model, people) there are a
+gold scorer and edit distances.
 """
 
 from __future__ import annotations
@@ -16,23 +19,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
+from training.analysis import Analysis, complete
 from training.answers import AnswerFile, set_aside
 from training.bars import edit_bars, gold_bars
 from training.collect import collect
 from training.config import RunConfig
+from training.contests import comparisons, make_contests, system_texts, write_texts
 from training.data import PreferencePair, load_pairs
 from training.errors import ConfigError, DataError, TrainingError
+from training.judges import ToxicityJudge
+from training.judges.choice import check_judges
+from training.judges.joint import JointMetric
+from training.judges.settings import JudgeName
+from training.judging import OWN, Confirm, judge_comparisons
 from training.report import as_json, edit_sections, gold_sections, markdown, show
 from training.serving import CHECKPOINTS, server, server_command
 from training.synthetic import make_pairs
 from training.systems import Client, Plan, ask_all
 
-JudgeName = Literal["gold", "edit", "edit+toxicity"]
-JUDGES: dict[str, JudgeName] = {"gold": "gold", "edit": "edit", "edit+toxicity": "edit+toxicity"}
+HUMAN_TEXTS = ("chat_pairs", "defacto")
+"""Formats of drafts that people rewrote."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,9 @@ class Options:
     temperature: float | None = None
     seed: int = 1
     output: Path | None = None
-    judge: JudgeName | None = None
+    judges: tuple[JudgeName, ...] = ()
     again: bool = False
+    confirm: Confirm = lambda question: False
     deadline_s: float = 120.0
     start_deadline_s: float = 600.0
 
@@ -57,49 +68,78 @@ def evaluate(config: RunConfig, options: Options, console: Console) -> Path:
     """Run an evaluation; return the directory with responses.jsonl, report.md and report.json.
 
     Raises:
-        ConfigError: no judge fits the data, or earlier answers have other settings.
+        ConfigError: no judge fits the data, or earlier answers have other settings, or a judge that costs
+            was not confirmed.
         TrainingError: the server cannot be reached, does not start, or fails; what was answered is kept.
     """
-    judge = options.judge or config.evaluation.judge or _default_judge(config)
-    if judge == "gold" and config.data.format != "helpdesk":
-        raise ConfigError(
-            f"judge gold reads the helpdesk's responses only, and data.format is {config.data.format!r}"
-        )
+    judges = options.judges or config.evaluation.judges or (_default_judge(config),)
+    check_judges(judges, config.evaluation)
     plan = Plan(
         iterations=options.iterations,
         self_refine_iterations=min(3, options.iterations),
         temperature=options.temperature,
         seed=options.seed,
-        from_draft=judge != "gold",
+        from_draft=_from_draft(config, judges),
     )
+    compared = comparisons(plan, config.evaluation.compare)
     pairs = examples(config, options.examples, options.seed)
     output = options.output or config.output / "evaluation"
-    settings = asdict(plan) | {"judge": judge, "data": config.data.format, "models": _models(config, options)}
+    settings = asdict(plan) | {"data": config.data.format, "models": _models(config, options)}
     path = output / "responses.jsonl"
     if options.again:
         set_aside(path)
     started = time.monotonic()
     with AnswerFile(path, settings) as answers:
         todo = [pair for pair in pairs if set(plan.systems()) - set(answers.of(pair.id))]
-        console.print(
-            f"{len(pairs)} held-out examples, {len(pairs) - len(todo)} answered before; judge {judge}"
-        )
+        known, named = len(pairs) - len(todo), ", ".join(judges)
+        console.print(f"{len(pairs)} held-out examples, {known} answered before; judge {named}")
         if todo:
             with _url(config, options, output, console) as url:
                 asyncio.run(_collect(url, plan, todo, answers, options, console))
         console.print(f"answers: {time.monotonic() - started:.0f} s")
-        _report(config, plan, judge, pairs, answers, settings, output, console)
+        pairs, left_out = complete(pairs, answers.known, plan)
+        if not pairs:
+            raise TrainingError(f"no example was answered by every system: {left_out}")
+        texts = system_texts(pairs, answers.known, plan)
+        write_texts(output / "texts.jsonl", pairs, texts)
+        for judge in judges:
+            if judge in OWN:
+                _report(config, plan, judge, pairs, answers, settings, left_out, output, console)
+        if set(judges) - set(OWN) or len(judges) > 1:
+            contests = make_contests(pairs, texts, compared)
+            judge_comparisons(config, judges, contests, output, options.confirm, console)
     return output
 
 
 def _default_judge(config: RunConfig) -> JudgeName:
     if config.data.format == "helpdesk":
         return "gold"
-    if config.data.format in ("chat_pairs", "defacto"):
+    if config.data.format in HUMAN_TEXTS:
         return "edit"
     raise ConfigError(
-        f"data of format {config.data.format!r} has no judge. Give --judge edit where y_w is a rewrite of y_l"
+        f"data of format {config.data.format!r} has no judge of its own. Give --judge reward_model, llm or "
+        "people, or --judge edit where y_w is a rewrite of y_l"
     )
+
+
+def _from_draft(config: RunConfig, judges: Sequence[JudgeName]) -> bool:
+    """Whether the systems improve the data's draft.
+
+    Raises:
+        ConfigError: the judges do not fit the data, or each other.
+    """
+    gold, edit = "gold" in judges, any(judge.startswith("edit") for judge in judges)
+    if gold and config.data.format != "helpdesk":
+        raise ConfigError(
+            f"judge gold reads the helpdesk's responses only, and data.format is {config.data.format!r}"
+        )
+    start = config.evaluation.start
+    if (gold and (edit or start == "draft")) or (edit and start == "policy"):
+        raise ConfigError(
+            "judge gold judges improvements of the policy's answers, judge edit those of the data's drafts: "
+            "one of them, and evaluation.start as it needs it or not at all"
+        )
+    return edit or start == "draft" or (start is None and config.data.format in HUMAN_TEXTS)
 
 
 def _models(config: RunConfig, options: Options) -> str:
@@ -197,22 +237,24 @@ async def _collect(
 
 def _report(
     config: RunConfig, plan: Plan, judge: JudgeName, pairs: Sequence[PreferencePair], answers: AnswerFile,
-    settings: dict[str, Any], output: Path, console: Console,
+    settings: dict[str, Any], left_out: dict[str, int], output: Path, console: Console,
 ) -> None:  # fmt: skip
-    from training.analysis import Analysis, complete
-
-    kept, left_out = complete(pairs, answers.known, plan)
-    if not kept:
-        raise TrainingError(f"no example was answered by every system: {left_out}")
+    """The full report of a judge of the data itself: report.md and report.json."""
+    settings = settings | {"judge": judge}
     if judge == "gold":
-        found = replace(Analysis(kept, answers.known, plan).figures(), left_out=left_out)
+        found = replace(Analysis(pairs, answers.known, plan).figures(), left_out=left_out)
         bars, sections = gold_bars(found), gold_sections(found)
         text = as_json(settings, found, bars)
     else:
         from training.edit_analysis import edit_figures
 
-        toxicity = _toxicity_judge(config, kept, console) if judge == "edit+toxicity" else None
-        edited = replace(edit_figures(kept, answers.known, plan, toxicity), left_out=left_out)
+        metric = _joint_metric(config, pairs, console) if judge == "edit+toxicity" else None
+        edited = edit_figures(pairs, answers.known, plan, metric.toxicity if metric else None)
+        edited = replace(edited, left_out=left_out)
+        if metric:
+            texts = system_texts(pairs, answers.known, plan)
+            named = {{"y_w": "human"}.get(name, name): each for name, each in texts.items() if name != "y_l"}
+            edited = replace(edited, joint=metric.figures(pairs, named))
         bars, sections = edit_bars(edited.edits[edited.headline]), edit_sections(edited)
         text = as_json(settings, edited, bars)
     show(sections, bars, console)
@@ -222,12 +264,11 @@ def _report(
     console.print(f"\n{output}: report.md, report.json, responses.jsonl")
 
 
-def _toxicity_judge(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> Any:
+def _joint_metric(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> JointMetric:
     """Fit on the training file, without any text that is judged here."""
-    from training.judges import ToxicityJudge
-
     assert config.data.path is not None and config.data.format != "helpdesk"
     heldout = {text for pair in pairs for text in (pair.rejected, pair.chosen, *pair.references)}
     training = load_pairs(config.data.format, config.data.path).pairs
-    with console.status("fitting the toxicity judge"):
-        return ToxicityJudge([p for p in training if p.rejected not in heldout and p.chosen not in heldout])
+    training = [p for p in training if p.rejected not in heldout and p.chosen not in heldout]
+    with console.status("fitting the judges of toxicity and fluency"):
+        return JointMetric(ToxicityJudge(training), training)

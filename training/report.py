@@ -13,6 +13,7 @@ from rich.table import Table
 from training.analysis import Figures
 from training.edit_analysis import EditFigures
 from training.judges import Mean, WinRate
+from training.judges.joint import JointFigures
 from training.synthetic import FEEDBACK_TURN, REFINE_TURN, RUBRICS
 from training.verdicts import Agreement, Bar, Controlled, Row
 
@@ -41,14 +42,17 @@ def show(sections: Sequence[Section], bars: Sequence[Bar], console: Console) -> 
                 table.add_row(*row)
             # Broken figures are unreadable: a table wider than the terminal runs over its edge.
             console.print(table, width=max(console.width, 200), crop=False, no_wrap=True)
-    console.print("\n[bold]Bars[/bold]")
+    if bars:
+        console.print("\n[bold]Bars[/bold]")
     for bar in bars:
         console.print(str(bar), style="green" if bar.passed else "red", markup=False, highlight=False)
 
 
 def markdown(title: str, sections: Sequence[Section], bars: Sequence[Bar]) -> str:
     """The same as a Markdown document."""
-    lines = [f"# {title}", "", "## Bars", "", *(f"- {bar}" for bar in bars)]
+    lines = [f"# {title}"]
+    if bars:
+        lines += ["", "## Bars", "", *(f"- {bar}" for bar in bars)]
     for section in sections:
         lines += ["", f"## {section.title}"]
         if section.text:
@@ -93,6 +97,14 @@ _TRUST = (
 _EDITS = (
     "{n} drafts{left_out}. Judge: edit distance in characters to the nearest human rewrite, against the "
     "draft's own. Exact: the human text, letter by letter. Distance: mean of the drafts → after."
+)
+
+_JOINT = (
+    "Mean over the drafts of (not toxic: 0 or 1) × (chrF to the nearest human rewrite) × (fluent: 0 or 1), "
+    "times 100. All parts see words, not typing, and were fitted on the training file. Fluent: no fault that "
+    "is new to the draft, by a classifier that finds {fluent:.1f}% of people's rewrites fluent and "
+    "{broken:.1f}% of their broken copies not. The rule takes out the words that people took out of 90% of "
+    "the training drafts."
 )
 
 
@@ -253,10 +265,26 @@ def edit_sections(figures: EditFigures) -> list[Section]:
     )
     return [
         Section("Improved drafts", text, columns + (["P(toxic)", "both %"] if toxic else []), rows),
+        *([_joint(figures.joint)] if figures.joint else []),
         *_trust(figures.agreements, figures.label),
         Section("Runs", f"Stop reasons of the gated runs: {stops}."),
         Section("The first drafts", samples),
     ]
+
+
+def _joint(figures: JointFigures) -> Section:
+    return Section(
+        "Joint metric",
+        _JOINT.format(fluent=figures.fluent, broken=figures.broken),
+        ("rewrites", "not toxic %", "content (chrF)", "fluent %", "joint [95%]", "chrF to the draft"),
+        [
+            (
+                name, f"{j.non_toxic:.1f}", f"{j.content:.1f}", f"{j.fluent:.1f}", _mean(j.joint),
+                f"{j.kept:.1f}",
+            )
+            for name, j in figures.systems.items()
+        ],
+    )  # fmt: skip
 
 
 def _left_out(reasons: dict[str, int]) -> str:

@@ -94,6 +94,20 @@ def test_missing_directories_and_files(tmp_path: Path) -> None:
     assert "lacks model.safetensors" in problem(directory)
 
 
+def test_weights_that_another_user_owns_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors writes files that only their owner reads, and a container's user is another one."""
+    directory = make(tmp_path / "p")
+    opened = Path.open
+
+    def refuse(path: Path, *rest: Any, **more: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert problem(directory).endswith(f"Let the server's user read it: chmod -R a+rX {directory}")
+
+
 def test_a_corrupt_manifest_says_where(tmp_path: Path) -> None:
     directory = make(tmp_path / "p")
     (directory / "pit.json").write_text('{"format": 1,\n "role": ')

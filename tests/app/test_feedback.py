@@ -69,7 +69,7 @@ async def improved(client: httpx.AsyncClient) -> dict[str, Any]:
 async def counts(client: httpx.AsyncClient, name: str) -> dict[str, float]:
     text = (await client.get("/metrics")).text
     found = re.findall(rf'^{name}_total{{\w+="(\w+)"}} (.*)$', text, re.MULTILINE)
-    return {label: float(number) for label, number in found}
+    return {label: float(number) for label, number in found if float(number)}
 
 
 VERDICT = {"preferred": "response", "other": "reference"}

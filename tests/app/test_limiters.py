@@ -66,7 +66,7 @@ async def test_a_rate_is_kept_and_comes_back_when_it_was_said(limiter: Limiter) 
     said = time.monotonic()
     while isinstance(await limiter.admit(asked), Refusal):
         await asyncio.sleep(0.005)
-    assert refusal.wait_s - 0.005 <= time.monotonic() - said < refusal.wait_s + 0.5
+    assert refusal.wait_s - 0.005 <= time.monotonic() - said < refusal.wait_s + 2
 
 
 async def test_tokens_are_charged_and_what_was_not_used_comes_back(limiter: Limiter) -> None:

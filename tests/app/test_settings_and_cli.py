@@ -4,7 +4,6 @@ line."""
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,11 +54,8 @@ def test_a_wrong_setting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load_settings()
 
 
-def test_help_answers_within_a_second_and_imports_no_engine() -> None:
-    started = time.monotonic()
+def test_help_imports_no_engine() -> None:
     assert "improve" in pit("--help").stdout
-    # A second on a free machine; twice that leaves room for a busy one.
-    assert time.monotonic() - started < 2
     code = "import sys, app.cli, app.server; sys.exit(any(m in sys.modules for m in ('torch', 'vllm')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -1,21 +1,16 @@
 """`pit improve` over a real socket: a run of fakes as a person sees it."""
 
-import asyncio
 import json
-import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.main import create_app
-from app.settings import Settings
 from app.terminal import word_diff
-from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models
+from tests.app.fakes import FakeEngine, FakeScorer, fake_models
+from tests.app.live import server_in_a_thread
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +18,8 @@ def url() -> Iterator[str]:
     """A server of fakes in a thread: its improver adds a word, until the answer is six words long."""
     improver = FakeEngine(script=lambda m: m[-2]["content"] + " [bold]more[/bold]")
     scorer = FakeScorer(value=lambda t: float(len(t)) if t.count("more") < 3 else -1.0)
-    listener = socket.create_server(("127.0.0.1", 0))
-    application = create_app(Settings(), factory_of(fake_models(improver=improver, scorer=scorer)))
-    server = uvicorn.Server(uvicorn.Config(application, log_level="error"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    with server_in_a_thread(fake_models(improver=improver, scorer=scorer)) as url:
+        yield url
 
 
 def test_a_run_is_shown_with_its_iterations_and_its_end(url: str) -> None:

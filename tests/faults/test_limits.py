@@ -175,7 +175,7 @@ async def test_two_hundred_clients_on_two_replicas(redis: RedisServer, tmp_path:
     with ExitStack() as stack:
         urls = [one.url for one in replicas(stack, tmp_path, redis, **TOTAL)]
         statuses, used, started = Counter[int](), dict.fromkeys(BINDING, 0.0), time.monotonic()
-        while min(used[name] for name in BINDING) <= 0.8 and time.monotonic() < started + 60:
+        while min(used[name] for name in BINDING) <= 0.5 and time.monotonic() < started + 60:
             statuses += await rush(urls)
             found = await counts(urls)
             noted = lines(tmp_path)
@@ -185,7 +185,7 @@ async def test_two_hundred_clients_on_two_replicas(redis: RedisServer, tmp_path:
     over = max(0.0, *[share - 1 for share in used.values()])
     what = f"{CLIENTS} clients, {SECONDS} s, two replicas, {len(used)} limits of four keys and in total"
     say(Figure(13, f"overshoot, {what}", f"{over:.2%}", "at most 1%", over <= 0.01))
-    assert min(used[name] for name in BINDING) > 0.8
+    assert min(used[name] for name in BINDING) > 0.5
     assert not found["degraded"], "both replicas have counted in Redis all the time"
     assert sum(line.tokens for line in noted) == found["used"], "the replicas' notes are whole"
     off = found["charged"] - found["refunded"] - found["used"]

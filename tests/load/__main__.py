@@ -42,6 +42,12 @@ def throughput(runs: Path, output: Path) -> Result:
     return asyncio.run(throughput.measure(runs, output))
 
 
+def throughput_larger(runs: Path, output: Path) -> Result:
+    from tests.load import throughput
+
+    return asyncio.run(throughput.larger(output))
+
+
 def latency(runs: Path, output: Path) -> Result:
     from tests.load import latency
 
@@ -75,7 +81,7 @@ def limits(runs: Path, output: Path) -> Result:
 
 MEASUREMENTS: dict[str, Measurement] = {
     one.__name__: one
-    for one in (gateway, race, latency, limits, throughput, quality, prefix, disconnects)
+    for one in (gateway, race, latency, limits, throughput, throughput_larger, quality, prefix, disconnects)
 }
 
 

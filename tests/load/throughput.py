@@ -10,12 +10,16 @@ improvement loop must make them:
   process of their own. It is spared scoring.
 
 Prefix caches are emptied before each round of each.
+
+`larger` does the same with models of 21M parameters (random weights: only their speed matters): what a token
+costs around the engine is the same, what it costs in the engine is nearer to what users run.
 """
 
 import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -36,9 +40,11 @@ from tests.contract.vllm_server import vllm_serve
 from tests.load.figures import Bar, Result, ratios, spread
 from tests.load.inside import drive, engines_of, serving
 from tests.load.processes import ROOT, LoadError
+from tests.tiny import make_tiny_checkpoint
 from training.synthetic import make_pairs
 
 USERS, RUNS, ROUNDS = 32, 128, 4
+LARGER_RUNS, LARGER_ROUNDS = 64, 3
 WANTED = 0.97
 Calls = list[list[tuple[Any, Any, Any]]]
 """The calls of each run, in order: engine, prompt, sampling."""
@@ -154,6 +160,18 @@ async def measure(checkpoints: Path, output: Path, rounds: int = ROUNDS, count: 
             return await _measure(served, urls, rounds, count)
     finally:
         await served.close()
+
+
+async def larger(output: Path) -> Result:
+    """`measure` with larger models that are made here."""
+    with tempfile.TemporaryDirectory() as made:
+        budget = {"prompt": 320, "reference": 96, "response": 64}
+        for seed, role in enumerate(("policy", "improver", "gap_reward")):
+            size: dict[str, Any] = {"hidden": 512, "layers": 8, "context_length": 640}
+            make_tiny_checkpoint(Path(made) / role, role, seed=seed, length_budget=budget, **size)
+        result = await measure(Path(made), output, LARGER_ROUNDS, LARGER_RUNS)
+    result.name = "throughput_larger"
+    return result
 
 
 async def _measure(served: Served, urls: dict[int, str], rounds: int, count: int) -> Result:

@@ -42,6 +42,12 @@ def test_what_was_published_is_found_whole(published: Path) -> None:
     assert [path.name for path in published.parent.iterdir() if path.name.startswith(".")] == []
 
 
+def test_the_weights_may_be_read_by_whoever_may_read_the_manifest(published: Path) -> None:
+    """A server in a container is another user."""
+    modes = {path.name: path.stat().st_mode for path in published.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {modes["pit.json"]}
+
+
 def test_golden_log_probabilities_are_those_of_a_fresh_forward_pass(published: Path) -> None:
     model = load_causal_lm(published).eval()
     for sample in read_manifest(published)["golden"]:

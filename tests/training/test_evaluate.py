@@ -377,6 +377,9 @@ def test_the_toxicity_judge_never_sees_what_it_judges(
     assert (final["both"], final["exact"]) == (100, 100)
     assert final["toxicity_before"] > 0.5 > final["toxicity_after"]
     assert "PASS  drafts that improve on toxicity and distance" in text
+    joint = figures["joint"]["systems"]
+    assert joint["human"]["content"] == 100 and joint["the draft"]["joint"]["mean"] == 0
+    assert joint["PIT"]["non_toxic"] == 100 and "Joint metric" in text
 
 
 def test_a_judge_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
@@ -384,4 +387,4 @@ def test_a_judge_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--judge edit"):
         run(config, "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match="helpdesk"):
-        run(config, "http://127.0.0.1:1", judge="gold")
+        run(config, "http://127.0.0.1:1", judges=("gold",))

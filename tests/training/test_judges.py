@@ -16,7 +16,6 @@ from training.errors import DataError
 from training.judges import (
     ToxicityJudge,
     WinRate,
-    _resampled_means,
     bootstrap_mean,
     compare,
     edit_distance,
@@ -24,6 +23,7 @@ from training.judges import (
     paired_bootstrap,
     plain_words,
 )
+from training.judges.statistics import _resampled_means
 
 texts = st.text(max_size=8)
 
