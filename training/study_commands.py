@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,8 @@ def study(
 
     studies = [load_study(path, settings or []) for path in configs]
     for path, one in zip(configs, studies, strict=True):
-        command = " ".join(["pit-train study", str(path), *(f"--set {each}" for each in settings or [])])
+        options = [word for each in settings or [] for word in ("--set", each)]
+        command = shlex.join(["pit-train", "study", str(path), *options])
         run_study(one, Console(), command=command, again=again)
 
 

@@ -155,18 +155,35 @@ def _bars(axes: Any, chart: Chart, ink: str) -> None:
 
 
 def _distribution(axes: Any, chart: Chart, ink: str) -> None:
+    """One row a series, its density smoothed, its mean marked."""
     values = [value for series in chart.series for value in series.y]
-    low, high = np.quantile(values, [0.002, 0.998])
-    edges = np.linspace(low, high, 61)
-    for series, colour, _ in _marked(chart):
-        axes.hist(series.y, edges, color=colour, alpha=0.22, density=True)
-        axes.hist(
-            series.y, edges, color=colour, histtype="step", density=True, linewidth=1.6, label=series.name
-        )
-    axes.set_yticks([])
+    grid = np.linspace(*_widened(*np.quantile(values, [0.002, 0.998])), 300)
+    rows = len(chart.series) - 1 - np.arange(len(chart.series))
+    for row, (series, colour, _) in zip(rows, _marked(chart), strict=True):
+        height = _density(np.asarray(series.y, dtype=float), grid)
+        height = row + 0.82 * height / height.max()
+        axes.fill_between(grid, row, height, color=colour, alpha=0.3, linewidth=0)
+        axes.plot(grid, height, color=colour, linewidth=1.6)
+        average = float(np.mean(series.y))
+        axes.plot([average, average], [row, row + 0.82], color=ink, linewidth=1.2, linestyle=(0, (3, 2)))
+        text = f"{average:+.2f}".replace("-", "−")
+        axes.annotate(text, (average, row + 0.08), (4, 0), textcoords="offset points", fontsize=8)
+    axes.set_yticks(rows, [series.name for series in chart.series], va="bottom")
+    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.axvline(0, color=ink, linewidth=0.8, alpha=0.6)
-    _finish(axes, chart, ink)
+    axes.axvline(0, color=ink, linewidth=0.8, alpha=0.4)
+    axes.set_xlabel(f"{chart.x_label} (dashed: mean)")
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _density(values: Any, grid: Any) -> Any:
+    """Gaussian kernels, of Silverman's width; shape of `grid`."""
+    width = 0.9 * (float(values.std()) or 1.0) * len(values) ** -0.2
+    return np.exp(-0.5 * ((grid[:, None] - values[None]) / width) ** 2).mean(axis=1)
 
 
 def _finish(axes: Any, chart: Chart, ink: str) -> None:
