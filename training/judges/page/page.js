@@ -8,7 +8,7 @@ async function call(route, body) {
   const options = body === undefined ? {} :
     { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(route, options);
-  const answer = await response.json();
+  const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : "This was not accepted.");
   return answer;
 }
