@@ -96,21 +96,6 @@ def pit_train(words: Words) -> None:
         load_config(ROOT / given[0], sets)
 
 
-def pit_train_study(words: Words) -> None:
-    """Options, and every study that is named, with what is set."""
-    from training.cli import app
-    from training.studies.config import load_study
-
-    typer_accepts(app, words)
-    sets = [word for before, word in zip(words, words[1:], strict=False) if before == "--set"]
-    for word in words:
-        if word.endswith(".yaml"):
-            found = list(ROOT.glob(word))
-            assert found, word
-            for path in found:
-                load_study(path, sets)
-
-
 def make(words: Words) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {word for word in words[1:] if "=" not in word} <= targets, words
@@ -168,7 +153,6 @@ CHECKED = (
     Rule("pit-train run", "trains", pit_train),
     Rule("pit-train evaluate", "needs trained checkpoints", pit_train),
     Rule("pit-train accuracy", "needs trained checkpoints", pit_train),
-    Rule("pit-train study", "needs trained checkpoints", pit_train_study),
     Rule("pit-train", "trains, or needs what was trained", pit_train),
     Rule("make", "installs, trains or measures", make),
     Rule("pip install", "installs", pip),
