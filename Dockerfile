@@ -37,12 +37,12 @@ RUN uv pip install --no-deps .
 FROM build AS build-gpu
 RUN uv pip install -r pyproject.toml --extra gpu --extra postgres --extra redis --extra otel
 # Triton asks a C compiler for one module, always the same: the compiler stays here, the image gets what it made.
-# The library of the driver comes with the GPU; an empty one of its name is enough to link.
+# The library of the driver comes with the GPU; an empty one of its name is enough to link, if it is said to be needed.
 RUN apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \
     && cd /venv/lib/python3.11/site-packages/triton/backends/nvidia \
     && gcc -shared -Wl,-soname,libcuda.so.1 -o /tmp/libcuda.so.1 -x c /dev/null \
     && gcc driver.c -O3 -shared -fPIC -Wno-psabi -o /venv/lib/triton-driver.so \
-       -L/tmp -l:libcuda.so.1 -Iinclude -I/usr/include/python3.11
+       -L/tmp -Wl,--no-as-needed -l:libcuda.so.1 -Iinclude -I/usr/include/python3.11
 COPY deploy/image/triton-cc /venv/bin/triton-cc
 COPY app app
 COPY training training

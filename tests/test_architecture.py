@@ -124,6 +124,7 @@ def test_no_file_names_a_package_host_or_a_path_of_one_machine() -> None:
     found = []
     for path in project_files():
         text = path.read_text(encoding="utf-8", errors="replace")
+        text = text.replace("nvidia.com/gpu", "")  # what Kubernetes calls a GPU: no host
         found += [f"{path.relative_to(ROOT)}: {word}" for word in FORBIDDEN if word in text]
     assert found == []
 

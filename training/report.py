@@ -40,8 +40,10 @@ def show(sections: Sequence[Section], bars: Sequence[Bar], console: Console) -> 
                 table.add_column(column, justify="right" if i else "left", no_wrap=True)
             for row in section.rows:
                 table.add_row(*row)
-            # Broken figures are unreadable: a table wider than the terminal runs over its edge.
-            console.print(table, width=max(console.width, 200), crop=False, no_wrap=True)
+            # Broken figures are unreadable: a table wider than the terminal runs over its edge. A console
+            # makes nothing wider than itself.
+            wide = Console(file=console.file, width=max(console.width, 200))
+            wide.print(table, crop=False, no_wrap=True)
     if bars:
         console.print("\n[bold]Bars[/bold]")
     for bar in bars:

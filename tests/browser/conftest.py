@@ -31,8 +31,10 @@ async def browser() -> AsyncGenerator[Browser, None]:
     if program is None:
         pytest.skip("there is no chromium here: apt-get install chromium")
     async with async_playwright() as playwright:
-        # Root, as in a container, gets no sandbox; the pages are our own.
-        found = await playwright.chromium.launch(executable_path=program, chromium_sandbox=False)
+        # A container has root, who gets no sandbox (the pages are our own), and little shared memory.
+        found = await playwright.chromium.launch(
+            executable_path=program, chromium_sandbox=False, args=["--disable-dev-shm-usage"]
+        )
         yield found
         await found.close()
 
@@ -87,7 +89,7 @@ async def watched(
 
 @asynccontextmanager
 async def serving(app: FastAPI, *, settled: bool = True) -> AsyncGenerator[str, None]:
-    """The address of an application behind a socket."""
+    """The address of an application behind a socket; not `settled`: its models may still load."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -41,7 +41,7 @@ async def test_single_changes_are_undone_copied_and_kept(start: Start, visit: Op
     await changes.nth(1).focus()
     await page.keyboard.press("Space")
     await expect(changes.nth(1)).to_have_attribute("aria-pressed", "false")
-    await expect(page.locator(".tally")).to_contain_text("1 of 3 changes accepted")
+    await expect(page.locator(".tally")).to_contain_text("1 of 3 changes taken")
     await page.get_by_role("button", name="Copy text").click()
     await expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert await clipboard(page) == PICKED
@@ -53,7 +53,7 @@ async def test_single_changes_are_undone_copied_and_kept(start: Start, visit: Op
     assert {pair["source"] for pair in await pairs(url)} == {"feedback/edits"}
     await page.get_by_role("button", name="Undo all").click()
     await page.get_by_role("button", name="Copy text").click()
-    await expect(page.locator(".tally")).to_contain_text("0 of 3 changes accepted")
+    await expect(page.locator(".tally")).to_contain_text("0 of 3 changes taken")
     assert await clipboard(page) == DRAFT
 
 

@@ -101,6 +101,7 @@ async def test_stop_ends_a_run_with_its_best_so_far(start: Start, visit: Open, b
     await expect(page.locator(".summary")).to_contain_text("Stopped by you.")
     await expect(page.locator("#run-title")).to_have_text("Improved")
     await expect(page.locator("#stop")).to_be_hidden()
+    await expect(page.locator(".card").nth(1).locator(".chip")).to_have_text("Cut short")
     await page.get_by_role("button", name="Edit text").click()
     await expect(page.get_by_label("The result")).to_have_value(BETTER)
     assert models.improver.running == 0  # type: ignore[union-attr]
@@ -117,6 +118,8 @@ async def test_where_nothing_passes_the_draft_stays(start: Start, visit: Open) -
     page = await (await visit(await start(story(texts=(WORSE,))))).open()
     await improve(page, draft=BEST)
     await expect(page.locator("#run-title")).to_have_text("Kept as it was: nothing scored better")
+    await page.get_by_role("button", name="Edit text").click()
+    await expect(page.get_by_label("The result")).to_have_value(BEST)
     assert await page.get_by_role("button", name="Judge blind").count() == 0, "there is nothing to compare"
 
 

@@ -28,12 +28,12 @@ def programs() -> bool:
 
 @dataclass(frozen=True)
 class Prometheus:
-    url: str
+    client: httpx.Client
 
     def query(self, expression: str) -> list[Query]:
         """The samples of an instant query. Raises `AssertionError` with Prometheus' words for one that is
         wrong."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=30).json()
+        answer = self.client.get("/api/v1/query", params={"query": expression}).json()
         assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
         found: list[Query] = answer["data"]["result"]
         return found
@@ -80,17 +80,17 @@ def scraping(directory: Path, address: str, key: str) -> Iterator[Prometheus]:
     with (directory / "prometheus.log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={listen}"], stdout=log, stderr=log)
     try:
-        found = Prometheus(f"http://{listen}")
-        deadline = time.monotonic() + DEADLINE_S
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{found.url}/-/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        assert process.poll() is None, (directory / "prometheus.log").read_text()[-2000:]
-        yield found
+        with httpx.Client(base_url=f"http://{listen}", timeout=30) as client:
+            deadline = time.monotonic() + DEADLINE_S
+            while process.poll() is None and time.monotonic() < deadline:
+                try:
+                    if client.get("/-/ready").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.2)
+            assert process.poll() is None, (directory / "prometheus.log").read_text()[-2000:]
+            yield Prometheus(client)
     finally:
         process.terminate()
         process.wait(30)

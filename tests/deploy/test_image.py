@@ -170,6 +170,8 @@ def test_tritons_module_is_handed_out_and_nothing_else_is_compiled(tmp_path: Pat
     other = subprocess.run([program, "/a/launcher.c", *options], capture_output=True, text=True)
     assert other.returncode == 1 and "launcher.c" in other.stderr and "docs/container.md" in other.stderr
     assert dockerfile.environment(STAGES, "gpu")["CC"] == "/venv/bin/triton-cc"
+    # Linked with an empty library, the module would not name the driver's as one that it needs.
+    assert "-Wl,--no-as-needed -l:libcuda.so.1" in STAGES["build-gpu"].instructions[1].rest
 
 
 def test_pages_name_this_version() -> None:

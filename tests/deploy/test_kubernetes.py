@@ -1,5 +1,6 @@
 """deploy/ renders, is valid, and says what the application does: ports, paths, variables, options, times."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import yaml
 
 from app import __version__
 from app.access import need
+from app.given_keys import given_keys
 from app.main import create_app
+from app.security import digest
 from app.server import LEFT_S
 from app.settings import Settings, load_settings
 from tests.deploy import dockerfile
@@ -247,6 +250,22 @@ def test_secrets_are_named_and_the_page_says_how_to_make_them(objects: list[Obje
         wanted.add((ref["name"], ref["key"]))
     made = set(re.findall(r"create secret generic (\S+) --from-(?:file|literal)=(\w+)=", page))
     assert wanted and wanted <= made
+
+
+def test_the_keys_of_the_page_are_keys(tmp_path: Path) -> None:
+    """Its lines that write the file `keys` and take the one for Prometheus from it."""
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    (write,) = re.findall(r"^printf 'ci .*$", page, re.MULTILINE)
+    (take,) = re.findall(r"pit-metrics --from-literal=key=\"(.*)\"$", page, re.MULTILINE)
+    for _ in range(2):
+        write = write.replace("openssl rand -hex 32", f"echo {os.urandom(32).hex()}", 1)
+    script = f'{write}\nprintf %s "{take}"'
+    taken = subprocess.run(
+        ["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    ci, prometheus = given_keys(Settings(api_keys_file=tmp_path / "keys"))
+    assert sorted(ci.identity.scopes) == ["chat", "improve"]
+    assert sorted(prometheus.identity.scopes) == ["metrics"] and prometheus.fits(digest(taken.encode()))
 
 
 def flows(objects: list[Object], source: str, target: str, port: int) -> bool:

@@ -96,6 +96,29 @@ def pit_train(words: Words) -> None:
         load_config(ROOT / given[0], sets)
 
 
+def study(words: Words) -> None:
+    """Options, and each study with what is set."""
+    from training.studies.config import load_study
+
+    pit_train(["pit-train", *[word for word in words[1:] if not word.endswith(".yaml")], "x.yaml"])
+    files = [file for word in words if word.endswith(".yaml") for file in sorted(ROOT.glob(word))]
+    assert files, words
+    for file in files:
+        load_study(file, [words[n + 1] for n, word in enumerate(words) if word == "--set"])
+
+
+def kubectl(words: Words) -> None:
+    """What is applied is there, but for the reader's own overlay."""
+    paths = [words[n + 1] for n, word in enumerate(words) if word in ("-k", "-f")]
+    assert [p for p in paths if p not in ("-", "deploy/overlays/mine") and not (ROOT / p).exists()] == []
+
+
+def files(words: Words) -> None:
+    """Those before a pipe are there."""
+    named = words[1 : words.index("|")] if "|" in words else words[1:]
+    assert [one for one in named if not (ROOT / one).exists()] == []
+
+
 def make(words: Words) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {word for word in words[1:] if "=" not in word} <= targets, words
@@ -153,6 +176,7 @@ CHECKED = (
     Rule("pit-train run", "trains", pit_train),
     Rule("pit-train evaluate", "needs trained checkpoints", pit_train),
     Rule("pit-train accuracy", "needs trained checkpoints", pit_train),
+    Rule("pit-train study", "trains, and needs trained checkpoints", study),
     Rule("pit-train", "trains, or needs what was trained", pit_train),
     Rule("make", "installs, trains or measures", make),
     Rule("pip install", "installs", pip),
@@ -167,8 +191,13 @@ CHECKED = (
     Rule("cd", "changes the reader's directory", nothing),
     Rule("git clone", "needs a network", nothing),
     Rule("apt-get", "installs", nothing),
+    Rule("chmod", "changes the reader's files", nothing),
+    Rule("printf", "writes a file of the reader's", nothing),
+    Rule("{", "the beginning of a pipeline into kubectl: needs a cluster", nothing),
+    Rule("cat", "a part of that pipeline", files),
+    Rule("}", "its end", nothing),
     Rule("docker", "needs a container engine", nothing),
-    Rule("kubectl", "needs a cluster", nothing),
+    Rule("kubectl", "needs a cluster", kubectl),
     Rule("optillm", "another project's program", nothing),
     Rule("litellm", "another project's program", nothing),
     Rule("vllm", "another project's program", nothing),

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from training.data import Message, PreferencePair
+from tests.training.test_data import real
+from training.data import Message, PreferencePair, load_pairs
 from training.errors import DataError
 from training.judges.fluency import FluencyJudge
 from training.judges.joint import JointMetric, chrf, swear_words
@@ -94,3 +95,14 @@ def test_a_broken_copy_is_never_the_text_alone() -> None:
     copies = [judge.broken(text, rng) for _ in range(200)]
     assert sum(copy != text for copy in copies) > 190 and all(copies)
     assert judge.broken("bus", rng)
+
+
+@pytest.mark.slow
+def test_on_drafts_that_it_has_not_seen_people_beat_the_rule_and_the_rule_the_draft() -> None:
+    train = load_pairs("chat_pairs", real("paradetox/train.jsonl")).pairs
+    dev = load_pairs("chat_pairs", real("paradetox/dev.jsonl")).pairs
+    found = JointMetric(ToxicityJudge(train), train).figures(dev, {"human": [pair.chosen for pair in dev]})
+    draft, rule, human = found.systems.values()
+    print(found)
+    assert human.joint.low > rule.joint.high and rule.joint.low > 60 and draft.joint.high < 6
+    assert found.fluent > 72 and found.broken > 80

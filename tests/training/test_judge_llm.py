@@ -1,6 +1,7 @@
 """The LLM judge against a server that judges, fails, cuts connections and talks nonsense."""
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -185,6 +186,15 @@ def test_a_cache_that_is_something_else_is_refused(serve: Any, tmp_path: Path) -
         judge_of(serve(longer), tmp_path).estimate([contest("a", "b")])
 
 
+def test_a_cache_that_cannot_be_written_stops_the_judge_with_a_reason(serve: Any, tmp_path: Path) -> None:
+    judge = judge_of(serve(longer), tmp_path)
+    judge.estimate([contest("a", "bb")])
+    with sqlite3.connect(tmp_path / "cache.sqlite") as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT RAISE(ABORT, 'x'); END")
+    with pytest.raises(TrainingError, match="the disk has room"):
+        judge.judge([contest("a", "bb")])
+
+
 # ---------------------------------------------------------------------------------------- faults
 
 
@@ -248,6 +258,17 @@ def test_refusals_one_after_the_other_stop_the_judge(serve: Any, tmp_path: Path)
     assert len(server.bodies) == 10
 
 
+def test_refusals_between_answers_only_leave_their_contests_out(serve: Any, tmp_path: Path) -> None:
+    """Long examples are refused for good, more than ten of them in all: the others are still judged."""
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        return (400, {}) if "huge" in "".join(responses_in(body)) else longer(number, body)
+
+    asked = [contest("a" * i, f"huge {i}" if i % 2 else "b") for i in range(2, 42)]
+    verdicts = judge_of(serve(reply), tmp_path, concurrency=1).judge(asked)
+    assert [verdict.value for verdict in verdicts] == [1, None] * 20
+
+
 def test_a_deadline_ends_a_question_whatever_its_retries(serve: Any, tmp_path: Path) -> None:
     release = threading.Event()
 
@@ -256,7 +277,7 @@ def test_a_deadline_ends_a_question_whatever_its_retries(serve: Any, tmp_path: P
         return longer(number, body)
 
     server = serve(reply)
-    judge = judge_of(server, tmp_path, deadline_s=0.3, timeout_s=30, retries=1000)
+    judge = judge_of(server, tmp_path, deadline_s=0.3, timeout_s=5, retries=1)
     try:
         verdict = judge.judge([contest("aa", "b")])[0]
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ from training.judges.people import (
     read_tasks,
     read_verdicts,
 )
+from training.judges.people_server import create_app
 from training.judges.people_summary import summarize
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +213,33 @@ def test_a_verdict_is_on_the_disk_before_add_returns(tmp_path: Path, monkeypatch
         assert len(synced) == 1 and b'"k1"' in synced[0]
         file.undo("ann")
         assert len(synced) == 2 and b'"undo"' in synced[1]
+
+
+class FullDisk:
+    """A file on a disk that fills up in the middle of a line."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        return int(self._file.write(data[:20]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_loses_the_verdict_not_the_file(tmp_path: Path) -> None:
+    tasks = make_tasks(read_answers([write_answers(tmp_path / "a.jsonl")]), [], None, 1)
+    with VerdictFile(tmp_path) as file:
+        http = TestClient(create_app(tasks, file, ["testserver"]))
+        said = {"annotator": "ann", "key": tasks.tasks[0].key, "choice": "tie"}
+        real, file._file = file._file, FullDisk(file._file)  # type: ignore[assignment]
+        answer = http.post("/api/verdict", json=said)
+        assert answer.status_code == 507 and "not kept" in answer.json()["detail"]
+        assert http.get("/api/task?annotator=ann").json()["done"] == 0
+        file._file = real
+        assert http.post("/api/verdict", json=said).json()["done"] == 1
+    assert read_verdicts(tmp_path) == {"ann": [Said("ann", tasks.tasks[0].key, 0)]}
 
 
 # ---------------------------------------------------------------------------------------- the page

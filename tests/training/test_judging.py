@@ -1,6 +1,7 @@
 """Several judges on the same answers: each reports, no system is asked again, what costs is confirmed."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def test_a_language_model_judges_answers_that_gold_judged_and_a_second_time_for_
     # The longer response wins: PIT's has more words than the policy's.
     assert by_name["PIT ungated vs Original"]["rate"]["delta"] == 100
     assert by_name["PIT ungated vs Original"]["rate"]["n"] == 3
+    # A table is not squeezed into a narrow terminal.
+    assert re.search(r"PIT ungated vs Original +│ +100\.0 │", text)
     assert report["cost"]["calls"] == len(api.bodies)
     assert questions and f"{len(api.bodies)} calls" in questions[0]
     verdicts = [json.loads(line) for line in (output / "verdicts.llm.jsonl").read_text().splitlines()]
@@ -103,6 +106,13 @@ def test_a_reward_model_judges_what_is_named(answered: tuple[RunConfig, Path], t
         again(answered, "evaluation.compare=[PIT vs Nobody]", judges=("gold",))
 
 
+def test_before_anybody_has_judged_the_error_says_how(
+    answered: tuple[RunConfig, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"pit-train judge serve .*texts\.jsonl --output"):
+        again(answered, f"evaluation.people={tmp_path / 'nobody'}", judges=("people",))
+
+
 def test_people_judge_the_texts_that_the_evaluation_wrote(answered: tuple[RunConfig, Path]) -> None:
     _, output = answered
     tasks = make_tasks(read_answers([output / "texts.jsonl"]), ["PIT ungated vs Original"], 3, 1)
@@ -116,6 +126,23 @@ def test_people_judge_the_texts_that_the_evaluation_wrote(answered: tuple[RunCon
     judged = report["judgements"][0]
     assert (judged["rate"]["n"], judged["rate"]["delta"]) == (2, 100)
     assert judged["missing"] == {"not judged": 2}
+
+
+def test_answers_that_were_kept_with_the_name_of_a_judge_are_judged_by_any(
+    answered: tuple[RunConfig, Path],
+) -> None:
+    """As earlier versions kept them."""
+    _, output = answered
+    path = output / "responses.jsonl"
+    before = path.read_text()
+    header, rest = before.split("\n", 1)
+    record = json.loads(header)
+    record["settings"]["judge"] = "gold"
+    path.write_text(json.dumps(record) + "\n" + rest)
+    try:
+        again(answered, judges=("gold",))
+    finally:
+        path.write_text(before)
 
 
 def test_a_judge_without_settings_is_refused_before_any_work(tmp_path: Path) -> None:

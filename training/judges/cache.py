@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from training.errors import ConfigError
+from training.errors import ConfigError, TrainingError
 
 
 class AnswerCache:
@@ -41,15 +41,25 @@ class AnswerCache:
 
     def get(self, key: str) -> str | None:
         """The text that was kept."""
-        row = self._connection.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
+        row = self._execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def add(self, key: str, model: str, text: str, prompt_tokens: int, completion_tokens: int) -> None:
         """Keep an answer, in the file when this returns."""
-        self._connection.execute(
+        self._execute(
             "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)",
             (key, model, text, prompt_tokens, completion_tokens, time.time()),
         )
+
+    def _execute(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
+        """Raises `TrainingError` where the disk is full, the file locked for a minute, or damaged."""
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise TrainingError(
+                f"{self.path}: kept answers cannot be read or written; see that the disk has room and that "
+                "the file is whole"
+            ) from error
 
     def __enter__(self) -> AnswerCache:
         return self

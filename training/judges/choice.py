@@ -46,9 +46,15 @@ def make_judge(
     if name in ("edit", "edit+toxicity"):
         return edit_judge()
     if name == "people":
-        from training.judges.people import PeopleJudge
+        from training.judges.people import VERDICTS, PeopleJudge
 
-        return PeopleJudge(evaluation.people or directory / "people")
+        place = evaluation.people or directory / "people"
+        if not (place / VERDICTS).exists():
+            raise ConfigError(
+                f"nobody has judged in {place} yet; let people judge first: "
+                f"pit-train judge serve {directory / 'texts.jsonl'} --output {place}"
+            )
+        return PeopleJudge(place)
     if name == "llm":
         from training.judges.llm import LlmJudge
 

@@ -191,7 +191,9 @@ class Said:
 
 
 class VerdictFile:
-    """Append-only JSON lines of what people said; each line is on the disk before `add` returns.
+    """Append-only JSON lines of what people said.
+
+    Each line is on the disk before `add` or `undo` returns, and not there when they raise `OSError`.
 
     Use as a context manager; one process at a time. A line that a kill cut short is removed.
     """
@@ -203,7 +205,7 @@ class VerdictFile:
             ConfigError: another process has it open.
         """
         self.path = directory / VERDICTS
-        self._file = self.path.open("a+b")
+        self._file = self.path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -230,9 +232,14 @@ class VerdictFile:
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps({**record, "at": round(time.time(), 3)}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        data, before = line.encode() + b"\n", self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError("the disk is full")
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)  # half a line would spoil the next one
+            raise
 
     def __enter__(self) -> VerdictFile:
         return self

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -67,6 +67,11 @@ def create_app(tasks: Tasks, verdicts: VerdictFile, hosts: list[str]) -> FastAPI
     @app.get("/page.{kind}")
     async def part(kind: Literal["js", "css"]) -> FileResponse:
         return FileResponse(PAGE / f"page.{kind}")
+
+    @app.exception_handler(OSError)
+    async def full(request: Request, error: Exception) -> JSONResponse:
+        detail = "This could not be written to the disk, and is not kept. Tell who runs the page."
+        return JSONResponse({"detail": detail}, 507, HEADERS)
 
     # The handlers are coroutines that never wait: what one of them does to the file, no other interrupts.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, set_seed
+from transformers.utils import logging as transformers_logging
 
 from training.chat import PLAIN_TEMPLATE, encode, gap_messages, reward_messages
 from training.checkpoint import MANIFEST, content_hash, read_manifest
@@ -164,6 +165,7 @@ def _load(settings: RewardModelSettings) -> PreTrainedModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     read_model_config(settings.path)
+    transformers_logging.disable_progress_bar()  # of loading
     set_seed(0)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -16,7 +16,7 @@ export class Compare {
     this.tally = el("span", { class: "hint" });
     this.mend = button("Edit text", () => this.edit());
     const copyText = el("button", { type: "button", class: "primary", onclick: () => copy(this.text(), copyText) }, "Copy text");
-    this.all = [link("Accept all", () => this.take(true)), link("Undo all", () => this.take(false))];
+    this.all = [link("Take all", () => this.take(true)), link("Undo all", () => this.take(false))];
     this.save = stored ? button("Save as feedback", () => this.send()) : null;
     this.root = el(
       "section",
@@ -37,6 +37,7 @@ export class Compare {
     this.to.append(...names.slice(1).map((name) => name.cloneNode(true)));
     if (names.length > 1) this.to.value = String(names.length - 1);
     this.compare();
+    if (!this.result.improved) this.take(false); // the draft stays unless the reader takes something
   }
 
   compare() {
@@ -70,7 +71,7 @@ export class Compare {
 
   counted() {
     const all = this.hunks.length;
-    this.tally.textContent = all ? `${this.accepted.size} of ${count(all, "change")} accepted` : "The texts are the same.";
+    this.tally.textContent = all ? `${this.accepted.size} of ${count(all, "change")} taken` : "The texts are the same.";
     for (const link of this.all) link.hidden = !all || Boolean(this.area);
   }
 

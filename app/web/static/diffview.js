@@ -44,7 +44,7 @@ function toggle(hunk, number, accepted, onchange) {
   );
   const show = () => {
     span.setAttribute("aria-pressed", accepted.has(number));
-    span.title = accepted.has(number) ? "Accepted. Click to undo this change" : "Undone. Click to accept this change";
+    span.title = accepted.has(number) ? "Taken. Click to undo this change" : "Undone. Click to take this change";
   };
   show();
   return span;

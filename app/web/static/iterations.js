@@ -57,7 +57,8 @@ export class Cards {
     const body = [iteration.text ? diffView(baseline, found) : el("p", { class: "hint" }, "It wrote nothing.")];
     if (iteration.violations.length) body.unshift(el("ul", { class: "violations" }, iteration.violations.map((v) => el("li", {}, v.message))));
     if (others.length) body.push(fold(others));
-    card.settle(iteration.accepted ? "accepted" : "rejected", iteration.accepted ? "Accepted" : "Rejected", body, iteration);
+    const state = verdict(iteration);
+    card.settle(state, VERDICTS[state], body, iteration);
   }
 
   /** The run is over: a card that has not ended never will. */
@@ -76,6 +77,14 @@ const fold = (others) => {
   const name = critique ? "The critique" : count(others.length, "other text");
   return el("details", { class: "fold" }, el("summary", {}, name), others);
 };
+
+const CUT = new Set(["cancelled", "deadline", "token_budget"]);
+const VERDICTS = { accepted: "Accepted", rejected: "Rejected", cut: "Cut short" };
+
+function verdict({ accepted, win_probability, finish_reason }) {
+  if (accepted) return "accepted";
+  return win_probability === null && CUT.has(finish_reason) ? "cut" : "rejected";
+}
 
 const STATES = { waiting: "Waiting", writing: "Writing", drafting: "Writing", scoring: "Scoring", cut: "Not finished" };
 

@@ -79,8 +79,8 @@ export class Outcome {
     if (this.reference === null) this.drafted(improvement.reference);
     this.cards.stopped();
     const passed = improvement.iterations.filter((iteration) => iteration.accepted).length;
-    const kept = improvement.iterations.length ? "Kept as it was: nothing scored better" : "Kept as it was";
-    this.say(improvement.improved ? "Improved" : kept);
+    const judged = improvement.iterations.some((iteration) => iteration.win_probability !== null);
+    this.say(improvement.improved ? "Improved" : judged ? "Kept as it was: nothing scored better" : "Kept as it was");
     const facts = [
       `${passed} of ${count(improvement.iterations.length, "iteration")} accepted`,
       count(improvement.usage.total_tokens, "token"),

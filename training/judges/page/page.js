@@ -1,14 +1,14 @@
 "use strict";
 // Texts reach the page as textContent only: markup in a response is shown, never run.
 const at = (id) => document.getElementById(id);
-const keys = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", t: "tie", s: "skip", u: "undo" };
+const keys = { ArrowLeft: "left", ArrowRight: "right", t: "tie", s: "skip", u: "undo" };
 let annotator = "", task = null, busy = false;
 
 async function call(route, body) {
   const options = body === undefined ? {} :
     { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(route, options);
-  const answer = await response.json();
+  const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : "This was not accepted.");
   return answer;
 }
@@ -59,12 +59,16 @@ function choose(choice) {
 }
 
 function begin(name) {
-  annotator = name.trim();
-  act(() => call("api/task?annotator=" + encodeURIComponent(annotator)));
+  act(async () => {
+    const state = await call("api/task?annotator=" + encodeURIComponent(name));
+    annotator = name;
+    sessionStorage.setItem("annotator", name);
+    return state;
+  });
 }
 
 document.addEventListener("keydown", (event) => {
-  if (!annotator || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!annotator || event.target.closest("input") || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   const choice = keys[event.key];
   if (choice === undefined) return;
   event.preventDefault();
@@ -76,8 +80,7 @@ document.addEventListener("click", (event) => {
 });
 at("enter").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("annotator", at("name").value);
-  begin(at("name").value);
+  begin(at("name").value.trim());
 });
 const before = sessionStorage.getItem("annotator");
 if (before) begin(before);
