@@ -57,7 +57,7 @@ def png(chart: Chart) -> bytes:
     with plt.rc_context(_style("#222222")):
         figure = _draw(plt, chart, "#222222")
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=144, facecolor="white")
+        figure.savefig(stream, format="png", dpi=120, facecolor="white")
         plt.close(figure)
     return stream.getvalue()
 
