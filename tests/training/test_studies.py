@@ -440,19 +440,21 @@ def test_the_gap_loss_judges_every_gap_reward_on_the_same_rows(
 def test_the_curve_and_the_last_improver_of_a_long_rl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The long one has no KL penalty, and then RL says no KL."""
     study = study_of(tmp_path, "overoptimisation", variants={"long": ["rl_improver.steps=[5, 25]"]})
     with served(monkeypatch, study):
         config = study.run_config(7)
         long = trained(variant_config(study, config, "long"))
         for run_of, golds in ((config, [1.0, 2.0]), (long, [1, 2, 3, 3, 3, 3, 1, 1, 1, 1, 1, 0.0])):
             lines = [
-                {"stage": "improver", "step": i, "reward": i, "gold": gold, "kl": 0, "repeated": 0}
+                {"stage": "improver", "step": i, "reward": i, "gold": gold, "repeated": 0}
+                | ({"kl": 0.5} if run_of is config else {})
                 for i, gold in enumerate(golds, 1)
             ]
             (run_of.output / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         path, _ = run(study)
     row = table(path, "Where gap reward and judge part")["long"]
-    assert (row[0], row[1]) == ("12", "6") and row[7].value < row[5].value
+    assert (row[0], row[1]) == ("12", "6") and row[7].value < row[5].value and row[8] == ""
     assert set(table(path, "The last improvers, served")) == {
         "the run", "the run, gated", "long", "long, gated",
     }  # fmt: skip

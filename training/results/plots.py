@@ -57,7 +57,7 @@ def png(chart: Chart) -> bytes:
     with plt.rc_context(_style("#222222")):
         figure = _draw(plt, chart, "#222222")
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=144, facecolor="white")
+        figure.savefig(stream, format="png", dpi=120, facecolor="white")
         plt.close(figure)
     return stream.getvalue()
 
@@ -87,7 +87,7 @@ def _lines(axes: Any, chart: Chart, ink: str) -> None:
     for series, colour, marker in _marked(chart):
         if series.low is not None and series.high is not None:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
-        few = len(series.x) <= 12
+        few = max(len(one.x) for one in chart.series) <= 12
         axes.plot(
             series.x, series.y, color=colour, label=series.name, marker=marker if few else None, markersize=5
         )

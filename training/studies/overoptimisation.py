@@ -84,6 +84,7 @@ def figures(samples: Sequence[Sample]) -> Figures:
             Series(_legend(samples, sample, name), *_window(curve, key))
             for sample in samples
             for name, curve in sample.curves.items()
+            if all(key in one for one in curve)
         ]
         charts.append(Chart(f"rl_{key}", f"RL: {label} by step", "line", "RL step", label, series,
                             f"Means over {WINDOW} steps."))  # fmt: skip
@@ -103,10 +104,10 @@ def _legend(samples: Sequence[Sample], sample: Sample, name: str) -> str:
 
 
 def _window(curve: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Last step and mean of each window."""
     ends = range(min(WINDOW, len(curve)), len(curve) + 1)
-    return [float(end) for end in ends], [
-        fmean(one[key] for one in curve[max(0, end - WINDOW) : end]) for end in ends
-    ]
+    means = [fmean(one[key] for one in curve[max(0, end - WINDOW) : end]) for end in ends]
+    return [float(end) for end in ends], means
 
 
 def _turns(samples: Sequence[Sample]) -> Table:
@@ -114,13 +115,15 @@ def _turns(samples: Sequence[Sample]) -> Table:
     for sample in samples:
         for name, curve in sample.curves.items():
             steps, gold = _window(curve, "gold")
-            reward, kl = _window(curve, "reward")[1], _window(curve, "kl")[1]
+            reward = _window(curve, "reward")[1]
+            # Without its penalty RL computes no KL.
+            kl: Cell = Value(_window(curve, "kl")[1][-1], digits=3) if "kl" in curve[0] else ""
             best = max(range(len(gold)), key=gold.__getitem__)
             rows.append(
                 [
                     _legend(samples, sample, name), str(len(curve)), f"{steps[best]:.0f}",
                     *(Value(each, digits=2) for at in (0, best, -1) for each in (reward[at], gold[at])),
-                    Value(kl[-1], digits=3),
+                    kl,
                 ]
             )  # fmt: skip
     columns = ["RL", "steps", "judge highest at", "reward first", "judge first", "reward there",
