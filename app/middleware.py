@@ -32,8 +32,8 @@ from app.telemetry import Telemetry, log_failure
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 UPLOAD_TIMEOUT_S = 3600.0
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-QUIET_ROUTES = frozenset(("/health", "/health/live", "/health/ready", "/metrics"))
-"""What machines ask every few seconds: in the log only when it fails."""
+QUIET_ROUTES = frozenset(("/health", "/health/live", "/health/ready", "/metrics", "/static/{digest}/{name}"))
+"""What machines ask every few seconds, and the page's files: in the log only when it fails."""
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 

@@ -118,6 +118,7 @@ async def test_where_nothing_passes_the_draft_stays(start: Start, visit: Open) -
     page = await (await visit(await start(story(texts=(WORSE,))))).open()
     await improve(page, draft=BEST)
     await expect(page.locator("#run-title")).to_have_text("Kept as it was: nothing scored better")
+    await expect(page.locator(".card")).not_to_contain_text("The same text again")
     await page.get_by_role("button", name="Edit text").click()
     await expect(page.get_by_label("The result")).to_have_value(BEST)
     assert await page.get_by_role("button", name="Judge blind").count() == 0, "there is nothing to compare"
@@ -144,3 +145,10 @@ async def test_a_prompt_is_never_read_as_html(start: Start, visit: Open) -> None
     assert await page.locator("main img, main script").count() == 0
 
 
+
+
+async def test_a_candidate_that_says_the_same_is_said_to(start: Start, visit: Open) -> None:
+    page = await (await visit(await start(story(texts=(DRAFT,))))).open()
+    await improve(page)
+    await expect(page.locator(".card .chip")).to_have_text("Rejected")
+    await expect(page.locator(".card")).to_contain_text("The same text again")

@@ -56,6 +56,7 @@ export class Cards {
     const blocks = [...card.body.children];
     const others = blocks.filter((block) => block.dataset.name !== `${iteration.candidate}/response`);
     const body = [iteration.text ? diffView(baseline, found) : el("p", { class: "hint" }, "It wrote nothing.")];
+    if (iteration.text && !found.length) body.unshift(el("p", { class: "hint" }, "The same text again:"));
     if (iteration.violations.length) body.unshift(el("ul", { class: "violations" }, iteration.violations.map((v) => el("li", {}, v.message))));
     if (others.length) body.push(fold(others));
     const state = verdict(iteration);
