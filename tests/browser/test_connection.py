@@ -58,8 +58,8 @@ async def wire(target: str) -> AsyncGenerator[tuple[Wire, str], None]:
 
 
 async def test_a_connection_that_breaks_costs_nothing(start: Start, visit: Open) -> None:
-    """Cut in the middle of an iteration: the run goes on, the page goes on reading where it was, and no word is
-    missing or there twice."""
+    """Cut in the middle of an iteration: the run goes on, the page goes on reading where it was, and no word
+    is missing or there twice."""
     models = story(improver=Held)
     async with wire(await start(models)) as (line, url):
         seen = await visit(url)

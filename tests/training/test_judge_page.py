@@ -60,18 +60,24 @@ def test_people_judge_with_keys_in_a_browser(browser: Any, served: Page, tmp_pat
     assert page.input_value("#name") == "Justus"
     page.keyboard.press("Enter")
     page.wait_for_selector("#contest:not([hidden])")
-    shown = {page.inner_text("#left")[:5], page.inner_text("#right")[:5]}
-    assert shown == {MARKUP[:5], "plain"}
-    assert page.query_selector("#contest img") is None and page.query_selector("#contest script") is None
+    sides: set[str] = set()
+
+    def markup_is_text() -> None:
+        left, right = page.inner_text("#left"), page.inner_text("#right")
+        assert {left[:5], right[:5]} == {MARKUP[:5], "plain"}
+        assert page.query_selector("#contest img") is None and page.query_selector("#contest script") is None
+        sides.add(left[:5])
 
     left_is_markup = page.inner_text("#left").startswith("<img")
-    press("ArrowLeft", 1)
-    press("t", 2)
-    press("u", 1)
-    press("s", 2)
+    for key, done in (("ArrowLeft", 1), ("t", 2), ("u", 1), ("s", 2)):
+        markup_is_text()
+        press(key, done)
+    markup_is_text()
     page.focus("#left")
     page.keyboard.press("ArrowDown")  # scrolls, and judges nothing
     press("ArrowRight", 3)
+    markup_is_text()
+    assert sides == {MARKUP[:5], "plain"}  # it stood on both sides
     page.click("button[data-choice=tie]")
     page.wait_for_selector("#end:not([hidden])")
     page.reload()

@@ -36,7 +36,7 @@ class Row {
     this.chip = el("span", { class: "chip" });
     this.bar = el("progress", { max: 1, value: 0, "aria-label": "progress" });
     this.facts = el("p", { class: "hint" });
-    this.cancel = el("button", { type: "button", class: "quiet", onclick: () => act(this.facts, () => postJson(`/v1/batches/${batch.id}/cancel`, {})) }, "Cancel");
+    this.cancel = this.button("Cancel", () => postJson(`/v1/batches/${batch.id}/cancel`, {}));
     this.links = el("div", { class: "actions" }, this.cancel);
     const head = el("div", { class: "head" }, el("h2", {}, batch.metadata?.name ?? batch.id), this.chip, el("time", { class: "hint" }, when(batch.created_at)));
     this.root = el("li", { class: "card" }, head, this.bar, this.facts, this.links);
@@ -51,13 +51,17 @@ class Row {
     this.bar.hidden = over && !total;
     this.facts.textContent = `${batch.endpoint} · ${completed} of ${count(total, "request")} done${failed ? `, ${failed} failed` : ""}${refusals(batch)}`;
     this.cancel.hidden = over || batch.status === "cancelling";
-    this.offer("output", batch.output_file_id, "Results");
-    this.offer("errors", batch.error_file_id, "Errors");
+    this.offer("output", batch.output_file_id, "Download results");
+    this.offer("errors", batch.error_file_id, "Download errors");
+  }
+
+  button(label, work) {
+    return el("button", { type: "button", class: "quiet", onclick: () => act(this.facts, work) }, label);
   }
 
   offer(kind, file, label) {
     if (!file || this[kind]) return;
-    this[kind] = el("button", { type: "button", class: "quiet", onclick: () => act(this.facts, () => download(file, kind)) }, `Download ${label.toLowerCase()}`);
+    this[kind] = this.button(label, () => download(file, kind));
     this.links.append(this[kind]);
   }
 }

@@ -18,10 +18,11 @@ export class Compare {
     const copyText = el("button", { type: "button", class: "primary", onclick: () => copy(this.text(), copyText) }, "Copy text");
     this.all = [link("Take all", () => this.take(true)), link("Undo all", () => this.take(false))];
     this.save = stored ? button("Save as feedback", () => this.send()) : null;
+    const pair = el("div", { class: "pair" }, this.from, el("span", { "aria-hidden": "true" }, "→"), this.to);
     this.root = el(
       "section",
       { class: "panel compare", "aria-labelledby": "compare-title" },
-      el("div", { class: "head" }, el("h2", { id: "compare-title" }, "Changes"), el("div", { class: "pair" }, this.from, el("span", { "aria-hidden": "true" }, "→"), this.to)),
+      el("div", { class: "head" }, el("h2", { id: "compare-title" }, "Changes"), pair),
       el("div", { class: "tally" }, this.tally, this.all),
       this.view,
       el("div", { class: "actions" }, copyText, this.mend, button("Improve further", () => reuse(this.text())), this.save),

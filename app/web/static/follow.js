@@ -37,6 +37,7 @@ async function* resumed({ open, id, tries, signal }) {
         const event = JSON.parse(data);
         if (!event.type) throw asError(event.error, { status: 500 }); // a stream that the server broke off
         failures = 0;
+        if (number && Number(number) <= last) continue;
         if (number) last = Number(number);
         if (event.type === "run.created") id = event.id;
         yield event;
@@ -52,8 +53,11 @@ async function* resumed({ open, id, tries, signal }) {
   }
 }
 
-const again = (id, last, signal) =>
-  call(`/v1/improve/${encodeURIComponent(id)}/events`, { headers: { "last-event-id": String(last) }, signal });
+/** From the last event seen, that one once more: an answer begins with its first event, however long that takes. */
+function again(id, last, signal) {
+  const headers = { "last-event-id": String(Math.max(0, last - 1)) };
+  return call(`/v1/improve/${encodeURIComponent(id)}/events`, { headers, signal });
+}
 
 /** Whether it may be over by itself. A refusal before the run began is for the reader to see. */
 const passes = (error, id) => (error instanceof ApiError ? id && error.status === 503 : true);

@@ -21,7 +21,8 @@ export class Cards {
       const stream = el("div", { class: `text stream ${phase}` });
       const label = { feedback: "Critique", response: "Candidate", draft: "Draft" }[phase];
       const which = phase === "draft" ? "" : ` ${candidate + 1}`;
-      const block = el("div", { class: "candidate", "data-name": name }, el("p", { class: "hint" }, `${label}${which}`, el("span", { class: "score" })), stream);
+      const head = el("p", { class: "hint" }, `${label}${which}`, el("span", { class: "score" }));
+      const block = el("div", { class: "candidate", "data-name": name }, head, stream);
       card.streams.set(name, stream.appendChild(new Text("")));
       card.body.append(block);
     }

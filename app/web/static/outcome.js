@@ -15,6 +15,8 @@ const WHY = {
   cancelled: "Stopped by you.",
   error: "Scoring failed on the way; the best so far is kept.",
 };
+const LEGEND =
+  "How likely each iteration beats the best before it: filled passed, hollow did not; the dashed line is what it takes.";
 const NARROW = 260;
 
 export class Outcome {
@@ -59,7 +61,7 @@ export class Outcome {
     if (!this.iterations.length || (this.drawn === this.iterations.length && this.width === width)) return;
     [this.drawn, this.width] = [this.iterations.length, width];
     const draft = this.improvement?.usage.draft.completion_tokens ?? 0;
-    const legend = el("p", { class: "hint" }, "How likely each iteration beats the best before it: filled passed, hollow did not; the dashed line is what it takes.");
+    const legend = el("p", { class: "hint" }, LEGEND);
     const drawing = chart(this.iterations, { draft, gate: this.scored ? this.gate : null, width });
     this.graph.replaceChildren(drawing, ...(this.scored ? [legend] : []));
   }
@@ -107,7 +109,8 @@ export class Outcome {
     if (this.hidden && judged) this.result.append(ask(compare));
     else {
       compare();
-      if (judged) this.links.append(el("button", { type: "button", class: "quiet", onclick: (event) => (event.target.remove(), this.ask(ask)) }, "Judge blind"));
+      const judge = (event) => (event.target.remove(), this.ask(ask));
+      if (judged) this.links.append(el("button", { type: "button", class: "quiet", onclick: judge }, "Judge blind"));
     }
   }
 

@@ -27,7 +27,8 @@ function row(run) {
   const prompt = el("span", { class: "prompt" }, run.id);
   const result = el("span", { class: "hint" }, run.iterations === null ? "" : count(run.iterations, "iteration"));
   const chip = el("span", { class: "chip" }, run.state);
-  const item = el("li", { "data-state": run.state }, el("a", { href: `/runs/${run.id}` }, prompt), chip, result, el("time", { class: "hint" }, when(run.created)));
+  const link = el("a", { href: `/runs/${run.id}` }, prompt);
+  const item = el("li", { "data-state": run.state }, link, chip, result, el("time", { class: "hint" }, when(run.created)));
   return { run, item, prompt, result };
 }
 
