@@ -120,7 +120,7 @@ def until_first_rejection(record: Record) -> Record:
 def tokens_after(record: Record, iterations: int) -> dict[str, int]:
     """Tokens read (`prompt`), of those cached, and written (`completion`) by the first iterations.
 
-    With a gate, `prompt` holds what the gap reward read too: the server counts scores with their iteration.
+    What the gap reward reads is not among them; studies show it in a column of its own.
     """
     total = {"prompt": 0, "completion": 0, "cached": 0}
     for iteration in record["iterations"][:iterations]:

@@ -191,8 +191,8 @@ def _trust(agreements: dict[str, Agreement | None], label: dict[str, float]) -> 
 def _costs(figures: Figures) -> Iterator[Section]:
     yield Section(
         "Tokens for one prompt",
-        "Without the Original that a system starts from. Read: what models and the gap reward read, the part "
-        "of it that the engine's prefix cache held beside it. For comparisons at equal cost.",
+        "Without the Original that a system starts from. Read: what the models read, the part of it that the "
+        "engine's prefix cache held beside it; what the gap reward reads is not counted.",
         ("system, iterations", "written", "read", "of it cached", "total", "mean score"),
         [
             (

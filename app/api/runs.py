@@ -45,7 +45,8 @@ async def get_events(
     chunks = await runs.events(id, _last_event_id(request, after))
     if chunks is None:
         return Response(status_code=204)
-    return EventStream(chunks, ping_s=runs.settings.ping_interval_s, telemetry=runs.telemetry)
+    ping_s = runs.settings.ping_interval_s
+    return EventStream(chunks, ping_s=ping_s, telemetry=runs.telemetry, at_once=True)
 
 
 @router.post("/v1/improve/{id}/cancel", responses=RUN)

@@ -83,7 +83,8 @@ class EventStream(Response):
 
     The status goes out with the first chunk or comment. An error before that is raised, and so has a status
     of its own; one after it is an event, and [DONE]. All of it is within `entry`; until that lets it in,
-    there is no comment either.
+    there is no comment either. With `at_once` the status goes out by itself, where nothing is left to go
+    wrong: the client of a silent stream knows that it is connected.
     """
 
     media_type = "text/event-stream"
@@ -95,11 +96,12 @@ class EventStream(Response):
         ping_s: float,
         telemetry: Telemetry,
         entry: Entry | None = None,
+        at_once: bool = False,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self.chunks, self.ping_s, self.telemetry = chunks, ping_s, telemetry
-        self.entry = entry or nullcontext()
+        self.entry, self.at_once = entry or nullcontext(), at_once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -120,6 +122,8 @@ class EventStream(Response):
             async with self.entry, aclosing(self.chunks) as chunks:
                 last = time.monotonic()
                 admitted.set()
+                if self.at_once:
+                    await write(b"")
                 async for chunk in chunks:
                     await write(chunk)
 
