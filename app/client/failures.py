@@ -64,6 +64,6 @@ def reaching(url: str) -> Iterator[None]:
     except httpx.TimeoutException:
         raise NoAnswer(f"the server at {url} did not answer in time. /health/ready says how it is.") from None
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        raise NoAnswer(f"{url} is not an address: write it as http://host:port") from None
+        raise NoAnswer(f"{url} is not an address: write it as http://host:port", code="no_address") from None
     except httpx.TransportError:
         raise NoAnswer(f"the connection to {url} broke before the answer was whole.") from None

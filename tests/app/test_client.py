@@ -192,6 +192,14 @@ def test_it_gives_up_when_no_server_is_left(url: str, torn: Breaking) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_what_is_no_address_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with Client("nonsense") as client, pytest.raises(NoAnswer, match="not an address"):
+        list(client.stream(QUESTION, "It is red."))
+    assert pauses == []
+
+
 @pytest.mark.parametrize("how", ["sync", "async"])
 async def test_a_stream_that_is_left_cancels_its_run(url: str, how: str) -> None:
     many: ImproveOptions = {"max_iterations": 20, "patience": 20, "max_tokens": 150}
