@@ -57,10 +57,10 @@ class Recorder:
     llm: Any
     runs: dict[Any, list[tuple[Any, Any, Any]]]
 
-    def generate(self, prompt: Any, parameters: Any, request_id: str) -> Any:
+    def generate(self, prompt: Any, parameters: Any, request_id: str, **rest: Any) -> Any:
         if parameters.max_tokens > 1:  # one token is what the supervisor asks for, to see that all is well
             self.runs.setdefault(asyncio.current_task(), []).append((self.llm, prompt, parameters))
-        return self.llm.generate(prompt, parameters, request_id)
+        return self.llm.generate(prompt, parameters, request_id, **rest)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.llm, name)
