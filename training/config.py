@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,8 @@ from training.formats import Format
 from training.judges.settings import EvaluationConfig
 from training.machine import accelerators, place
 from training.split import check_fractions
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
@@ -489,22 +491,34 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file, a key or a value is wrong; the message names it.
     """
+    record = read_settings(path, "the path of a YAML file", "training/configs/demo.yaml")
+    return checked(RunConfig, record, overrides, path, "run")
+
+
+def read_settings(path: Path, wanted: str, example: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `wanted` and `example` are for the messages. Raises `ConfigError`."""
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give {wanted}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(record, dict):
-        raise ConfigError(f"{path}: must hold a mapping of keys, see training/configs/demo.yaml")
+        raise ConfigError(f"{path}: must hold a mapping of keys, see {example}")
+    return record
+
+
+def checked(
+    model: type[Checked], record: dict[str, Any], overrides: Sequence[str], path: Path, whole: str
+) -> Checked:
+    """The settings of a record with its overrides; `whole` is what a fault of no single key is about.
+    Raises `ConfigError`, which names each fault."""
     for override in overrides:
         apply_override(record, override)
     try:
-        return RunConfig.model_validate(record)
+        return model.model_validate(record)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'run'}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {'.'.join(map(str, e['loc'])) or whole}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{path}:\n" + "\n".join(lines)) from error
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from training.config import RunConfig, apply_override, load_config
-from training.errors import ConfigError
+from training.config import RunConfig, checked, load_config, read_settings
 
 Kind = Literal[
     "main", "temperature", "elo", "curriculum", "gap_loss", "pair_types", "own_samples", "cost",
@@ -70,19 +68,6 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises:
         ConfigError: the file, a key or a value is wrong; the message names it.
     """
-    try:
-        record: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a study's YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{path}: must hold a mapping of keys, see training/configs/studies/main.yaml")
+    record = read_settings(path, "a study's YAML file", "training/configs/studies/main.yaml")
     record.setdefault("name", path.stem)
-    for override in overrides:
-        apply_override(record, override)
-    try:
-        return StudyConfig.model_validate(record)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path}:\n" + "\n".join(lines)) from error
+    return checked(StudyConfig, record, overrides, path, "study")
