@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app import __version__
+from app import DEFAULT_URL, __version__
 from app.batch.command import batch
-from app.commands import BAD_USE, DEFAULT_URL, Key, fail, reached
+from app.commands import BAD_USE, Key, fail, reached
 from app.feedback_commands import feedback
 from app.key_commands import keys
 

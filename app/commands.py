@@ -9,7 +9,6 @@ import typer
 if TYPE_CHECKING:
     from app.client import Client
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 BAD_USE = 2
 Key = Annotated[
     str | None,

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app.commands import DEFAULT_URL, Key, fail, reached
+from app import DEFAULT_URL
+from app.commands import Key, fail, reached
 
 feedback = typer.Typer(
     help="What people preferred, and the pairs that it makes.", no_args_is_help=True, rich_markup_mode=None

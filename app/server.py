@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
+from app import DEFAULT_URL
 from app.exposure import guard
 from app.lifecycle import Lifecycle
 from app.limits.limits import check_limits
@@ -28,8 +29,6 @@ from app.start import read_checkpoints, start_models
 from app.tracing import check_tracing
 
 STARTUP_FAILED = 2
-DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where the other commands look for the server unless they are told."""
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than clients and proxies keep one in their pools (httpx 5 s,
 load balancers 60 s). The side that closes first must be the client, or a request can meet the closing."""

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from app import DEFAULT_URL
 from app.commands import Key, fail
 
 PARALLEL = 1000
-DEFAULT_URL = "http://127.0.0.1:8000"
 STOPPED = 130
 
 

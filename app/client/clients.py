@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 import httpx
 from pydantic import BaseModel
 
+from app import DEFAULT_URL
 from app.client import calls
 from app.client.calls import Call, Conversation, FeedbackFields, FeedbackType, ImproveOptions
 from app.client.events import Event
@@ -19,7 +20,6 @@ from app.schemas import Improvement, RunList, Score, ScoreList, StoredRun
 from app.schemas_feedback import FeedbackOut
 
 Answer = TypeVar("Answer", bound=BaseModel)
-DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_S = 10.0
 SILENCE_S = 120.0
 """Of a stream, which has a comment every 15 s once it is admitted."""
