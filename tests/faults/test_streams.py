@@ -222,7 +222,8 @@ async def test_a_reader_that_stands_still_loses_its_connection(tmp_path: Path, t
             reader.socket.close()
         async with aiohttp.ClientSession() as http:
             # A connection is gone a moment before its generation is.
-            while (generating := await in_flight(http, server.url)) and time.monotonic() - started < 4 * limit_s:
+            deadline = started + 4 * limit_s
+            while (generating := await in_flight(http, server.url)) and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
     what = "in the middle of a stream" if tokens > 1000 else "of a stream that is written"
     say(
