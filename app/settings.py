@@ -94,6 +94,11 @@ class Settings(BaseSettings):
     upstream_health_interval_s: float = Field(
         default=5.0, gt=0, description="pause between two health checks of an upstream, in seconds"
     )
+    upstream_health_path: str = Field(
+        default="/health",
+        pattern=r"^/\S*$",
+        description="what is asked then; of LiteLLM /health/readiness, as its /health calls every model",
+    )
     upstream_breaker_failures: int = Field(
         default=5, ge=1, description="failures in a row after which an upstream is left alone for a while"
     )
