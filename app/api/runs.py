@@ -20,7 +20,9 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/v1/improve", response_model=RunList)
 async def list_runs(
-    request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(pattern=r"^[ -~]{1,64}$")] = None,
 ) -> Any:
     """The latest stored runs, the newest first; `after` is the id of the last one that was seen."""
     runs: Runs = request.app.state.runs

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
 
+from app.store import paging
 from app.store.database import Database
 from app.store.tables import file_chunks, files
 
@@ -100,21 +101,14 @@ class FileStore:
     ) -> list[FileRecord] | None:
         """Files of this owner in the order of their making, those behind the file `after`. None: there is no
         file `after`."""
-        place = tuple_(files.c.created, files.c.id)
-        wanted = select(*_RECORD).where(_visible(owner)).limit(limit)
-        ways = (files.c.created, files.c.id)
-        wanted = wanted.order_by(*(way.desc() for way in ways) if descending else ways)
+        wanted = select(*_RECORD)
         if purpose is not None:
             wanted = wanted.where(files.c.purpose == purpose)
         async with self.database.reading() as connection:
-            if after is not None:
-                known = select(files.c.created).where(_visible(owner), files.c.id == after)
-                created = await connection.scalar(known)
-                if created is None:
-                    return None
-                last = tuple_(created, after)
-                wanted = wanted.where(place < last if descending else place > last)
-            return [FileRecord(**row._mapping) for row in await connection.execute(wanted)]
+            found = await paging.page(
+                connection, wanted, files, _visible(owner), limit=limit, after=after, descending=descending
+            )
+        return None if found is None else [FileRecord(**row._mapping) for row in found]
 
     async def chunks(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content, chunk by chunk. It ends early where the file is deleted meanwhile."""
