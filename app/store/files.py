@@ -5,8 +5,21 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from app.store import paging
 from app.store.database import Database
@@ -18,6 +31,15 @@ ABANDONED_S = 2 * 3600.0
 """A file that is not complete after this long is never going to be."""
 DELETED_AT_ONCE = 20
 """Files that one turn of pruning deletes at most: other writers wait meanwhile."""
+
+
+LOCK = text("SELECT pg_advisory_xact_lock(7310289891)")
+"""One at a time: two files that are published at once would each find room for itself alone. SQLite has one
+writer anyhow."""
+
+
+class NoRoom(Exception):
+    """The owner's files would have too many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +106,25 @@ class FileStore:
             await self.database.write(lambda connection: connection.execute(gone))
             raise
 
-    async def publish(self, writer: FileWriter, keep_s: float | None) -> FileRecord:
-        """Complete a file, which is kept for `keep_s` seconds (None: for ever)."""
+    async def publish(self, writer: FileWriter, keep_s: float | None, most: int | None) -> FileRecord:
+        """Complete a file, which is kept for `keep_s` seconds (None: for ever). Raises `NoRoom` where its
+        owner's files would have more than `most` bytes with it (None: no limit)."""
         await writer.finish()
-        return await self.database.write(lambda connection: complete(connection, writer, keep_s))
+
+        def work(connection: Connection) -> FileRecord:
+            if not self.database.is_sqlite:
+                connection.execute(LOCK)
+            record = complete(connection, writer, keep_s)
+            if most is not None and connection.execute(_total(record.owner)).scalar_one() > most:
+                raise NoRoom
+            return record
+
+        return await self.database.write(work)
+
+    async def total(self, owner: str | None) -> int:
+        """Bytes of all files of this owner."""
+        async with self.database.reading() as connection:
+            return int((await connection.execute(_total(owner))).scalar_one())
 
     async def get(self, owner: str | None, file_id: str) -> FileRecord | None:
         """A file of this owner."""
@@ -153,6 +190,10 @@ def complete(connection: Connection, writer: FileWriter, keep_s: float | None) -
         .returning(*_RECORD)
     )
     return FileRecord(**connection.execute(done).one()._mapping)
+
+
+def _total(owner: str | None) -> Select[Any]:
+    return select(func.coalesce(func.sum(files.c.bytes), 0)).where(_visible(owner))
 
 
 def _visible(owner: str | None) -> ColumnElement[bool]:

@@ -276,7 +276,8 @@ async def test_the_export_goes_on_from_a_place(serve: Serve, database: str) -> N
 async def test_the_list_says_what_was_said_and_what_it_makes(serve: Serve, database: str) -> None:
     client = await serve(steps(), database=database)
     run = await improved(client)
-    first = await add(client, type="comparison", run=run["id"], **VERDICT)
+    verdict: dict[str, Any] = {"type": "comparison", **VERDICT}
+    first = await add(client, run=run["id"], **verdict)
     later = await add(client, type="comparison", run=run["id"], preferred="reference", other="response")
     rated = await add(client, type="rating", run=run["id"], rating=2, response=1)
     free = await add(client, type="texts", messages=MESSAGES, preferred="a secret", other="b secret")
@@ -330,7 +331,7 @@ async def test_everybody_lists_their_own_feedback(serve: Serve, database: str) -
     client = await serve(database=database)
     identify(client.app)
     mine, other, admin = {"x-test-key": "a"}, {"x-test-key": "b"}, {"x-test-key": "c", "x-test-admin": "1"}
-    texts = {"type": "texts", "messages": MESSAGES, "preferred": "x", "other": "y"}
+    texts: dict[str, Any] = {"type": "texts", "messages": MESSAGES, "preferred": "x", "other": "y"}
     one, two, free = [(await add(client, **texts, headers=headers))["id"] for headers in (mine, other, {})]
     assert await listed(client, mine) == [one]
     assert await listed(client, other) == [two]
