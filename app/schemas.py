@@ -276,9 +276,9 @@ class RunSummary(ResponseModel):
     state: Literal["running", "completed", "failed", "cancelled"]
     stop_reason: StopReason | None
     iterations: int | None
-    excerpt: str
-    improved: bool | None
-    win_probability: float | None
+    excerpt: str = ""
+    improved: bool | None = None
+    win_probability: float | None = None
 
 
 class RunList(ResponseModel):

@@ -18,7 +18,8 @@ import pytest
 
 from tests.faults.figures import Figure, count, say
 from tests.faults.server import fake_server
-from tests.load.processes import Server, free_port
+from tests.load.processes import Server
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "say hello"}], "reference": "no"}
