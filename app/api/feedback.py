@@ -5,12 +5,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
 
+from app.api.lists import ID, After, Limit
 from app.feedback import Feedback
 from app.schemas_feedback import FeedbackList, FeedbackOut, FeedbackRequest
 
 router = APIRouter(tags=["feedback"])
 LINES = "application/jsonl"
-ID = r"^[ -~]{1,64}$"
 Since = Annotated[float, Query(ge=0, le=1e11, description="seconds since the epoch")]
 EXPORT: dict[int | str, dict[str, Any]] = {
     200: {
@@ -31,8 +31,8 @@ async def add_feedback(body: FeedbackRequest, request: Request) -> Any:
 @router.get("/v1/feedback", response_model=FeedbackList)
 async def list_feedback(
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(pattern=ID, description="id of the last one that was seen")] = None,
+    limit: Limit = 20,
+    after: After = None,
     run: Annotated[str | None, Query(pattern=ID, description="only about this run")] = None,
     since: Since = 0.0,
 ) -> Any:
