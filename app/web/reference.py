@@ -116,8 +116,10 @@ def _scope(operation: Schema) -> str:
 
 
 def _parameter(one: Schema) -> Field:
-    text = one.get("description") or one["schema"].get("description", "")
-    return Field(one["name"], values(one["schema"]), one["in"], text)
+    schema = one["schema"]
+    said, usual = values(schema), _default(schema)
+    text = one.get("description") or schema.get("description", "")
+    return Field(one["name"], f"{said}; default {usual}" if usual else said, one["in"], text)
 
 
 def _answers(operation: Schema) -> Iterator[str]:
