@@ -167,8 +167,10 @@ def values(schema: Schema) -> str:
 def _range(schema: Schema, low: str, high: str) -> str:
     least = schema.get(low, schema.get("exclusiveMinimum"))
     most = schema.get(high, schema.get("exclusiveMaximum"))
-    if least is None and most is None:
+    known = [(sign, end) for sign, end in (("≥", least), ("≤", most)) if end is not None]
+    if not known:
         return ""
     unit = {"minLength": " characters", "minItems": " items"}.get(low, "")
-    ends = [f"{sign} {value:,}" for sign, value in (("≥", least), ("≤", most)) if value is not None]
+    # Of integers too the document has the ends as 1.0.
+    ends = [f"{sign} {int(end) if end == int(end) else end:,}" for sign, end in known]
     return f" ({', '.join(ends)}{unit})"
