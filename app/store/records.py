@@ -58,7 +58,8 @@ class RunRecord:
         self.excerpt = excerpt(" ".join(texts))
         if self.result is not None:
             result = json.loads(self.result)
-            self.improved, self.win_probability = result.get("improved"), last_win(result["iterations"])
+            self.improved = result.get("improved")
+            self.win_probability = last_win(result.get("iterations", ()))
 
 
 def excerpt(text: str) -> str:
