@@ -140,7 +140,8 @@ async def test_a_file_over_the_limit_is_refused_and_leaves_nothing(serve: Serve,
 
 
 async def test_the_files_of_a_key_have_a_limit_together(serve: Serve, database: str) -> None:
-    """Outputs count too, what is deleted does not, and nobody else's does. Of two at once one is taken."""
+    """Outputs count too, what is deleted does not, and nobody else's does. Of two at once one is taken,
+    however long a commit takes; and no more is read of a file than there is room for."""
     client = await serve(fake_models(), database=database, max_files_bytes_per_key=1_000_000)
     identify(client.app)
     mine, other = {"x-test-key": "a"}, {"x-test-key": "b"}
@@ -157,13 +158,29 @@ async def test_the_files_of_a_key_have_a_limit_together(serve: Serve, database: 
     assert (await upload(400_000)).status_code == 200
     assert_error(await upload(1), 413, "files_full", "file")
     await client.delete(f"/v1/files/{first.json()['id']}", headers=mine)
+    if database.startswith("postgresql"):
+        pause = "LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'"
+        await execute(database, f"CREATE FUNCTION pause() RETURNS trigger {pause}")
+        at_commit = "AFTER UPDATE ON files DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+        await execute(database, f"CREATE CONSTRAINT TRIGGER late {at_commit} EXECUTE FUNCTION pause()")
     statuses = [answer.status_code for answer in await asyncio.gather(upload(600_000), upload(600_000))]
     assert sorted(statuses) == [200, 413]
     kept = await execute(database, "SELECT owner, sum(bytes) FROM files GROUP BY owner ORDER BY owner")
     assert [(owner, int(size)) for owner, size in kept] == [("a", 1_000_000), ("b", 1_000_000)]
     assert await execute(database, "SELECT count(*) FROM files WHERE NOT complete") == [(0,)]
     await execute(database, "UPDATE files SET purpose = 'batch_output' WHERE owner = 'a'")
-    assert_error(await upload(1), 413, "files_full", "file")
+    sent = 0
+
+    async def long() -> AsyncGenerator[bytes, None]:
+        nonlocal sent
+        yield raw(('name="file"; filename="a"', b""), end=b"")[:-2]
+        for _ in range(1000):
+            sent += 10_000
+            yield b"x" * 10_000
+
+    refused = await client.post("/v1/files", content=long(), headers=mine | {"content-type": FORM})
+    assert_error(refused, 413, "files_full", "file")
+    assert sent < 100_000
 
 
 async def test_files_may_be_without_a_limit(serve: Serve, tmp_path: Any) -> None:
