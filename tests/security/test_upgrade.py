@@ -58,7 +58,8 @@ async def test_an_upgrade_keeps_every_run(serve: Serve, old: str) -> None:
     assert after == before
     client = await serve(fake_models(), database=old)
     listed = (await client.get("/v1/improve")).json()["data"]
-    assert [run["excerpt"] for run in listed] == [BODY["messages"][-1]["content"]] * 2
+    sent: Any = BODY["messages"]
+    assert [run["excerpt"] for run in listed] == [sent[-1]["content"]] * 2
     run_id = f"imp_{1:032x}"
     assert (await client.get(f"/v1/improve/{run_id}")).json()["result"] == json.loads(RESULT)
     events = (await client.get(f"/v1/improve/{run_id}/events")).text
