@@ -115,6 +115,7 @@ class _Server(uvicorn.Server):
             number = self.lifecycle.in_flight
             why = "a second signal" if self.forced_by else f"the end of {self.grace_s:g} s of grace"
             log.warning("requests cancelled at %s: %d", why, number)
+            self.lifecycle.cut()
             await self.runs.cancel_all()
             if not await self.lifecycle.finished(LEFT_S, unless_forced=False):
                 self.lifecycle.end()

@@ -22,8 +22,8 @@ from app.main import create_app
 from app.runtime import Served, start_models
 from app.settings import Settings
 from tests.faults.figures import FULL, Figure, count, say
-from tests.load.processes import free_port
 from tests.load.processes import server as server_process
+from tests.ports import free_port
 
 pytestmark = pytest.mark.engine
 TIMES: dict[str, Any] = {} if FULL else {"watchdog_s": 3.0, "probe_s": 1.0}
