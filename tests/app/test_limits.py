@@ -210,7 +210,7 @@ async def test_requests_wait_for_a_slot_and_are_refused_after_their_deadline() -
     async with AsyncExitStack() as stack:
         client = await keyed(
             stack, {}, fake_models(engine), max_concurrency=1, max_queue=2, queue_timeout_s=1,
-            ping_interval_s=0.1,
+            ping_interval_s=0.4,
         )  # fmt: skip
         body = CHAT | {"stream": True}
         tasks = []

@@ -171,25 +171,25 @@ async def test_while_the_database_is_down_known_keys_go_on_for_a_bounded_time(
     await upgrade_database(url)
     name = url.split("/")[3].split("?")[0]
     key = await add_key(url)
-    client = await serve(fake_models(), database=url, store_timeout_s=0.3, keys_outage_s=5)
-    client.app.state.keys._outage_s = 1.5
+    client = await serve(fake_models(), database=url, store_timeout_s=2, keys_outage_s=5)
+    client.app.state.keys._outage_s = 4
     assert (await client.get(MODELS, headers=bearer(key))).status_code == 200
     await execute(postgres_cluster, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
     await execute(postgres_cluster, end)
     down = time.monotonic()
-    await until(client, unknown_key(), 503, 3)
+    await until(client, unknown_key(), 503, 10)
     assert_error(await client.get(MODELS, headers=bearer(unknown_key())), 503, "keys_unavailable")
     assert_error(await client.get(MODELS), 401, "invalid_api_key")
     assert (await client.get(MODELS, headers=bearer(key))).status_code == 200
     assert (await client.get("/health/ready")).status_code == 200
-    await until(client, key, 503, 5)
-    assert 1.0 < time.monotonic() - down < 3.5
+    await until(client, key, 503, 15)
+    assert 3.5 < time.monotonic() - down < 15
     ready = await client.get("/health/ready")
     assert "API keys" in ready.json()["reasons"][0]
     assert ready.headers["retry-after"]
     await execute(postgres_cluster, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-    await until(client, key, 200, 5)
+    await until(client, key, 200, 15)
     assert (await client.get("/health/ready")).status_code == 200
     assert caplog.text.count("API keys cannot be read") == 1
     assert 'pit_key_refusals_total{reason="unavailable"}' in (await admin_metrics(client, url))
