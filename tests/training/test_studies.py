@@ -33,7 +33,7 @@ from training.studies.systems import Asked, System
 from training.studies.variants import train_variant, variant_config
 
 ROOT = Path(__file__).resolve().parents[2]
-YAMLS = sorted((ROOT / "training/configs/studies").glob("*.yaml"))
+YAMLS = sorted((ROOT / "training/configs/studies").rglob("*.yaml"))
 
 
 def checkpoint(directory: Path, digest: str = "", content: str = "weights") -> None:
