@@ -1,6 +1,7 @@
 """Studies of people's data against the real server over fakes: rewritten drafts, and preferences."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from tests.training.test_judge_joint import pairs as rude_pairs
 from tests.training.test_studies import ROOT, checkpoint, run, served, study_of, table, trained
 from training.data import PreferencePair, write_pairs
 from training.errors import ConfigError
+from training.judges import Contest, win_rate
 from training.pipeline import stages
-from training.prepare import prepare_data
+from training.prepare import prepare_data, read_part
 from training.studies.config import StudyConfig
 from training.studies.figures import read_result
+from training.studies.preferences import words_judge
 from training.studies.systems import System
 
 ASK = (Message(role="user", content="Ask one question."),)
@@ -49,6 +52,19 @@ def half_right(chat: Sequence[Message]) -> str:
     return f"What is item {number}?" if number % 2 else chat[1]["content"] + " or not"
 
 
+class SecondTry:
+    """As `half_right`, but of every fourth draft the second try is right too, once."""
+
+    def __init__(self) -> None:
+        self.tries = Counter[str]()
+
+    def __call__(self, chat: Sequence[Message]) -> str:
+        draft = chat[1]["content"]
+        number = int(re.findall(r"\d+", draft)[0])
+        self.tries[draft] += 1
+        return f"What is item {number}?" if not number % 4 and self.tries[draft] == 2 else half_right(chat)
+
+
 def figures_of(row: Sequence[Any]) -> list[float]:
     return [cell.value for cell in row]
 
@@ -58,7 +74,7 @@ def test_drafts_of_the_data_are_mended_and_measured_by_what_people_wrote(
 ) -> None:
     """The improver is right on half of the drafts and the gate knows it: the figures are known beforehand."""
     study = edits_of(tmp_path, questions(40), questions(20))
-    improver = FakeEngine(context_length=2048, script=half_right)
+    improver = FakeEngine(context_length=2048, script=SecondTry())
     scorer = FakeScorer(value=lambda text: float(-len(text)))
     with served(monkeypatch, study, improver=improver, scorer=scorer) as models:
         path, text = run(study)
@@ -82,6 +98,10 @@ def test_drafts_of_the_data_are_mended_and_measured_by_what_people_wrote(
         "PIT above the improver after SFT alone, exact": False,
     }
     assert result.settings["judge"] == "edit" and "MISS  closer" in text
+    loops = table(path, "By iteration")
+    # As served it ends at the first rejection; the loop of the table goes on, and tries again.
+    assert [loops[f"PIT, gated, {i}"][0].value for i in (1, 2, 3)] == [50, 75, 75]
+    assert loops["PIT, gated, 2"][1].value == 25 and loops["SFT improver, gated, 3"][0].value == 50
     gate = table(path, "What the gate says")
     assert (gate["PIT, gated, 1"][0].value, gate["PIT, gated, 1"][1].value) == (50, 100)
     assert result.figures.examples[0].prompt == "People wrote: What is item 0?"
@@ -153,6 +173,9 @@ def test_preferences_are_foretold_and_contests_judged(
     assert judged["best-of-4 vs Original"][2].value == 0 and judged["PIT vs Original"][4] == "6"
     assert read_result(path).settings["judge"] == "bag of words"
     assert "gap reward above chance" in text
+    known = read_part(study.run_config(3), "reward")
+    verdicts = words_judge(study.run_config(3)).judge([Contest(p, p.chosen, p.rejected) for p in known])
+    assert win_rate(verdicts).rate.low > 0  # on the pairs that it was fitted on
     assert len((study.output / "preferences/texts.jsonl").read_text().splitlines()) == 6
 
 
