@@ -9,7 +9,7 @@ Beyond the paper, which has no such data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -137,7 +137,7 @@ def figures(samples: Sequence[Sample]) -> Figures:
     tables += [_edit_table(found), _against(found), _iterations(found), _gate(found)]
     return Figures(
         tables=tables,
-        charts=[_difference_chart(found), _iteration_chart(found)],
+        charts=[_difference_chart(found), *_loop_charts(found)],
         examples=_examples(found),
         bars=_bars(found),
     )
@@ -182,25 +182,27 @@ def _edit_table(found: _Found) -> Table:
 
 
 def _near(distances: Sequence[float]) -> list[float]:
-    return [-one for one in distances]
+    return [0.0 - one for one in distances]  # and not −0
 
 
 def _against(found: _Found) -> Table:
     rows: list[list[Cell]] = []
-    for name in found.systems:
-        if name == PIT:
-            continue
-        by_distance = compare(_near(found.distances[PIT]), _near(found.distances[name]))
-        by_score = compare(found.scores[PIT], found.scores[name])
+    # The last row is what RL alone does, without any gate.
+    others = [(PIT, name) for name in found.systems if name != PIT]
+    for one, other in [*others, ("PIT, ungated, 1", "SFT improver, ungated, 1")]:
+        by_distance = compare(_near(found.distances[one]), _near(found.distances[other]))
+        by_score = compare(found.scores[one], found.scores[other])
         rows.append(
-            [SHOWN.get(name, name), mean(found.gain(PIT, name), sign=True, digits=1), delta(by_score),
-             Value(by_distance.win), Value(by_distance.lose), delta(by_distance)]
+            [f"{SHOWN.get(one, one)} vs {SHOWN.get(other, other)}",
+             mean(found.gain(one, other), sign=True, digits=1), delta(by_score), Value(by_distance.win),
+             Value(by_distance.lose), delta(by_distance)]
         )  # fmt: skip
     text = (
-        f"PIT's mean minus the other's, draft by draft ({found.unit}); Δ: the share of drafts where PIT's is "
-        "higher minus the share where the other's is. Then the same by distance to the nearest human text."
+        f"The first's mean minus the other's, draft by draft ({found.unit}); Δ: the share of drafts where "
+        "the first's is higher minus the share where the other's is. Then the same by distance to the "
+        "nearest human text."
     )
-    columns = ["PIT as served against", "difference", "Δ", "nearer, %", "less near, %", "Δ by distance"]
+    columns = ["comparison", "difference", "Δ", "nearer, %", "less near, %", "Δ by distance"]
     return Table("PIT as served against the others", columns, rows, text)
 
 
@@ -262,22 +264,32 @@ def _difference_chart(found: _Found) -> Chart:
                  [series], "Paired, with 95% bootstrap intervals over the drafts.", zero=True)  # fmt: skip
 
 
-def _iteration_chart(found: _Found) -> Chart:
-    series = []
-    for loop in LOOPS:
-        names = [DRAFT, *(f"{loop}, {i}" for i in range(1, found.iterations + 1))]
-        each = [bootstrap_mean(found.scores[name]) for name in names]
-        series.append(curve(loop, list(range(len(names))), each))
+def _loop_charts(found: _Found) -> list[Chart]:
+    before = found.distances[DRAFT]
+    farther = {
+        name: [100.0 * (a > b) for a, b in zip(each, before, strict=True)]
+        for name, each in found.distances.items()
+    }
     title = f"{found.unit[0].upper()}{found.unit[1:]}, by iteration"
-    text = "Iteration 0 is the draft; no rejection ends a gated loop. Bands: 95% intervals."
-    return Chart("iterations", title, "line", "iteration", found.unit, series, text)
+    return [
+        _loop_chart("iterations", title, found.unit, found.scores, found.iterations),
+        _loop_chart("farther", "Farther from the human text than the draft, by iteration", "% of the drafts",
+                    farther, found.iterations),
+    ]  # fmt: skip
+
+
+def _loop_chart(
+    name: str, title: str, unit: str, values: Mapping[str, Sequence[float]], iterations: int
+) -> Chart:
+    steps = list(range(1, iterations + 1))
+    series = [curve(loop, steps, [bootstrap_mean(values[f"{loop}, {i}"]) for i in steps]) for loop in LOOPS]
+    text = "No rejection ends a gated loop here. Bands: 95% intervals."
+    return Chart(name, title, "line", "iteration", unit, series, text)
 
 
 def _examples(found: _Found, each: int = 3) -> list[Example]:
     """PIT as served: the first drafts as they come, its greatest gains, and its greatest losses."""
-    old, new = (
-        found.scores[name] if found.parts else _near(found.distances[name]) for name in (DRAFT, PIT)
-    )
+    old, new = (found.scores[name] if found.parts else _near(found.distances[name]) for name in (DRAFT, PIT))
     order = sorted(range(len(old)), key=lambda i: old[i] - new[i])
     chosen = [(i, "as they come") for i in range(min(each, len(old)))]
     chosen += [(i, "a greatest gain") for i in order[:each] if new[i] > old[i]]
@@ -305,8 +317,8 @@ def _bars(found: _Found) -> list[Bar]:
     interval = f"{exact.mean:.1f}% [{exact.low:.1f}, {exact.high:.1f}] of {exact.n}"
     return [
         Bar("exactly the human text, as served", "≥ 45%", interval, exact.mean >= 45),
-        Bar("closer to the human text than the draft", "≥ 70%", f"{one.closer:.1f}%", one.closer >= 70),
-        Bar("farther from the human text than the draft", "≤ 10%", f"{one.farther:.1f}%", one.farther <= 10),
+        Bar("closer to the human text than the draft", "≥ 70%", f"{one.closer:.2f}%", one.closer >= 70),
+        Bar("farther from the human text than the draft", "≤ 10%", f"{one.farther:.2f}%", one.farther <= 10),
         _above("PIT above the improver after SFT alone, exact", found.gain(PIT, SFT)),
     ]
 
