@@ -28,7 +28,6 @@ ROUTES: dict[str, Need] = {
     "/batches": "open",
     "/static": "open",
     "/docs": "open",
-    "/redoc": "open",
     "/openapi.json": "open",
 }
 """Each holds for everything below it too, save `/`. Paths are not normalized: nor does the router do it."""

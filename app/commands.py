@@ -26,6 +26,11 @@ def fail(message: str, status: int = BAD_USE) -> typer.Exit:
     return typer.Exit(status)
 
 
+def counted(number: int, one: str) -> str:
+    """A number of things in words: `1 line`, `2 lines`."""
+    return f"{number} {one}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def reached(url: str, key: str | None, status: int = 1) -> Iterator["Client"]:
     """A client of the server at `url`; what goes wrong with it in the body ends the command with one line

@@ -19,9 +19,19 @@ from app.improve.edits import apply, hunks
 from app.improve.gate import same_text
 from app.runs import Runs
 from app.schemas import ChatMessage
-from app.schemas_feedback import Comparison, Correction, Edits, FeedbackOut, FeedbackRequest, Rating, Texts
+from app.schemas_feedback import (
+    Comparison,
+    Correction,
+    Edits,
+    FeedbackList,
+    FeedbackOut,
+    FeedbackRequest,
+    Rating,
+    StoredFeedback,
+    Texts,
+)
 from app.security import caller
-from app.store.feedback import FeedbackRecord, Pair, Wanted, pair_key
+from app.store.feedback import FeedbackRecord, Pair, Said, Wanted, pair_key
 from app.store.records import RunRecord, digest, dumps
 from app.store.store import Store
 from app.telemetry import Telemetry
@@ -208,6 +218,21 @@ class Feedback:
             rated=rated,
         )
 
+    async def latest(
+        self, limit: int, after: str | None, run: str | None, since: float
+    ) -> FeedbackList:
+        """The caller's latest feedback (everybody's, for an admin), or that before the feedback `after`.
+        Raises `BadRequest` for an `after` that is not there, `Overloaded` when the database does not
+        answer."""
+        store = self._store()
+        async with store.database.answering():
+            found = await store.feedback.latest(
+                caller(), limit=limit + 1, after=after, run_id=run, since=since
+            )
+        if found is None:
+            raise BadRequest("after is not the id of feedback.", param="after")
+        return FeedbackList(data=[_stored(said) for said in found[:limit]], has_more=len(found) > limit)
+
     async def export(self, after: int, since: float) -> AsyncGenerator[str, None]:
         """The caller's pairs (all pairs, for an admin), as lines of JSON; those that come meanwhile are left
         to the next export. Raises `Overloaded` when the database does not answer, in the middle too."""
@@ -226,6 +251,18 @@ class Feedback:
             if len(rows) < PAGE:
                 return
             after = rows[-1].number
+
+
+def _stored(said: Said) -> StoredFeedback:
+    return StoredFeedback(
+        id=said.id,
+        created=int(said.created),
+        type=said.kind,
+        run=said.run_id,
+        pairs=said.pairs,
+        said=json.loads(said.provenance)["said"],
+        replaced_by=said.replaced_by,
+    )
 
 
 def _line(row: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app import DEFAULT_URL
-from app.commands import Key, fail, reached
+from app.commands import Key, counted, fail, reached
 
 feedback = typer.Typer(
     help="What people preferred, and the pairs that it makes.", no_args_is_help=True, rich_markup_mode=None
@@ -42,7 +42,7 @@ def export(
         raise fail(f"cannot write {file}: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
-    typer.echo(f"{lines} pairs in {file}")
+    typer.echo(f"{counted(lines, 'pair')} in {file}")
 
 
 @feedback.command()

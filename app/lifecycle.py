@@ -1,8 +1,8 @@
-"""What a server works on, and how it stops: nothing new is taken, what runs may finish, the rest is
-cancelled."""
+"""What a server works on, and how it stops: nothing new is taken, what runs may finish, the rest ends with
+what it has or is cancelled."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.errors import Overloaded
@@ -22,6 +22,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.draining = self.forced = self.ending = False
         self._work: set[asyncio.Task[None]] = set()
+        self._cuts: set[Callable[[], None]] = set()
 
     @property
     def in_flight(self) -> int:
@@ -46,6 +47,20 @@ class Lifecycle:
             yield False
         finally:
             self._work.discard(task)
+
+    @contextmanager
+    def cutting(self, cut: Callable[[], None]) -> Iterator[None]:
+        """Around work that can end early with what it has: `cut` has it do so, when the grace is over."""
+        self._cuts.add(cut)
+        try:
+            yield
+        finally:
+            self._cuts.discard(cut)
+
+    def cut(self) -> None:
+        """Have all work end that can end with what it has."""
+        for cut in list(self._cuts):
+            cut()
 
     async def finished(self, within_s: float, *, unless_forced: bool = True) -> bool:
         """Wait until nothing is in flight; False when that takes too long, or a second signal came."""

@@ -76,6 +76,8 @@ def create_app(settings: Settings, factory: ModelFactory = start_models) -> Fast
         description="Improve responses with implicit self-improvement (PIT).",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # ours is in pages.py
+        redoc_url=None,
     )
     app.state.runtime, app.state.telemetry, app.state.started = runtime, telemetry, time.time()
     app.state.runs, app.state.keys, app.state.limits, app.state.batches = kept, keys, limits, batched

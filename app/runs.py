@@ -18,7 +18,7 @@ from app.improve.loop import ImprovementRun
 from app.schemas import ImproveRequest, RunSummary
 from app.security import caller
 from app.settings import Settings
-from app.store.records import RunRecord
+from app.store.records import RunRecord, excerpt, last_win
 from app.store.store import Store
 from app.telemetry import Telemetry
 
@@ -40,7 +40,13 @@ class LiveRun:
     def __init__(self, run: ImprovementRun, body: ImproveRequest, runs: "Runs", store: Store | None) -> None:
         self.run, self.runs, self.store, self.metadata = run, runs, store, body.metadata
         request = request_json(body, run.seed)
-        self.record = RunRecord(id=run.id, created=time.time(), request=request, owner=caller().owner)
+        self.record = RunRecord(
+            id=run.id,
+            created=time.time(),
+            request=request,
+            owner=caller().owner,
+            excerpt=excerpt(body.messages[-1].text()),
+        )
         self.error: AppError | None = None
         self.ended = False
         self._shown = self._read = 0
@@ -157,7 +163,10 @@ class LiveRun:
         result = event.result
         record.state = "cancelled" if result.stop_reason == "cancelled" else "completed"
         record.stop_reason, record.iterations = result.stop_reason, len(result.iterations)
-        record.result = dumps(improvement(result, self.metadata, stored=stored).model_dump())
+        record.improved = result.improved
+        shown = improvement(result, self.metadata, stored=stored).model_dump()
+        record.win_probability = last_win(shown["iterations"])
+        record.result = dumps(shown)
         record.events.append(f'{{"type":"run.completed","improvement":{record.result}}}')
 
 
@@ -299,4 +308,7 @@ def summary(record: RunRecord) -> RunSummary:
         state=record.state,
         stop_reason=record.stop_reason,
         iterations=record.iterations,
+        excerpt=record.excerpt or "",
+        improved=record.improved,
+        win_probability=record.win_probability,
     )

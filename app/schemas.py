@@ -266,7 +266,8 @@ class Improvement(ResponseModel):
 
 
 class RunSummary(ResponseModel):
-    """A stored run in a list. `created` and `finished` are seconds since the epoch."""
+    """A stored run in a list. `created` and `finished` are seconds since the epoch; `excerpt` is the
+    beginning of the last message, `win_probability` that of the iteration accepted last."""
 
     id: str
     object: Literal["improvement.run"] = "improvement.run"
@@ -275,6 +276,9 @@ class RunSummary(ResponseModel):
     state: Literal["running", "completed", "failed", "cancelled"]
     stop_reason: StopReason | None
     iterations: int | None
+    excerpt: str = ""
+    improved: bool | None = None
+    win_probability: float | None = None
 
 
 class RunList(ResponseModel):

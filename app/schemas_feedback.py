@@ -1,6 +1,6 @@
 """Requests and the answer of `/v1/feedback`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -70,12 +70,29 @@ FeedbackRequest = Annotated[
 ]
 
 
+FeedbackType = Literal["comparison", "edits", "rating", "correction", "texts"]
+
+
 class FeedbackOut(ResponseModel):
     """Feedback as it is stored. `pairs` are the preference pairs that it makes."""
 
     id: str
     object: Literal["feedback"] = "feedback"
     created: int
-    type: Literal["comparison", "edits", "rating", "correction", "texts"]
+    type: FeedbackType
     run: str | None
     pairs: int
+
+
+class StoredFeedback(FeedbackOut):
+    """Feedback in a list. `said` is what the request said beside `type` and `run`, without texts;
+    `replaced_by` is the later feedback about the same: this one makes no pairs any more."""
+
+    said: dict[str, Any]
+    replaced_by: str | None
+
+
+class FeedbackList(ResponseModel):
+    object: Literal["list"] = "list"
+    data: list[StoredFeedback]
+    has_more: bool

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from app import DEFAULT_URL
 from app.exposure import guard
+from app.improve.options import Models
 from app.lifecycle import Lifecycle
 from app.limits.limits import check_limits
 from app.logs import quiet_loop_errors
@@ -114,6 +115,7 @@ class _Server(uvicorn.Server):
             number = self.lifecycle.in_flight
             why = "a second signal" if self.forced_by else f"the end of {self.grace_s:g} s of grace"
             log.warning("requests cancelled at %s: %d", why, number)
+            self.lifecycle.cut()
             await self.runs.cancel_all()
             if not await self.lifecycle.finished(LEFT_S, unless_forced=False):
                 self.lifecycle.end()
@@ -150,14 +152,20 @@ async def _announce(server: uvicorn.Server, runtime: Runtime, console: Console, 
     elif runtime.served:
         for note in runtime.served.notes:
             console.print(f"[yellow]note:[/] {_escape(note)}", highlight=False, soft_wrap=True)
-        where = "" if url == DEFAULT_URL else f" --url {url}"
         names = ", ".join(f"{what} {name}" for what, name in runtime.served.names().items())
         console.print(
             f"[bold green]ready[/] on {url} after {runtime.ready_after_s:.1f} s ({_escape(names)})."
-            f' Try: pit improve "your question" --reference "your draft"{where}',
+            f" Try: {first_command(runtime.served.models, url)}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def first_command(models: Models, url: str) -> str:
+    """What somebody may type who has just started a server of these models: it is not refused."""
+    strategy = "" if models.improver else " --strategy self_refine"
+    where = "" if url == DEFAULT_URL else f" --url {url}"
+    return f'pit improve "your question" --reference "your draft"{strategy}{where}'
 
 
 def _escape(text: str) -> str:

@@ -94,6 +94,11 @@ class Settings(BaseSettings):
     upstream_health_interval_s: float = Field(
         default=5.0, gt=0, description="pause between two health checks of an upstream, in seconds"
     )
+    upstream_health_path: str = Field(
+        default="/health",
+        pattern=r"^/\S*$",
+        description="what is asked then; of LiteLLM /health/readiness, as its /health calls every model",
+    )
     upstream_breaker_failures: int = Field(
         default=5, ge=1, description="failures in a row after which an upstream is left alone for a while"
     )
@@ -246,6 +251,11 @@ class Settings(BaseSettings):
     )
     batch_max_lines: int = Field(default=50_000, ge=1, description="lines of a batch's input file")
     max_file_bytes: int = Field(default=200_000_000, ge=1_000, description="largest file that is uploaded")
+    max_files_bytes_per_key: int = Field(
+        default=10_000_000_000,
+        ge=0,
+        description="bytes of a key's files together: beyond it no upload is taken; 0: no limit",
+    )
     file_retention_days: float = Field(
         default=30.0, ge=0, description="files, and batches that have ended, are deleted after this; 0: never"
     )

@@ -36,6 +36,7 @@ async def start_remote(
         total_s=settings.upstream_timeout_s,
         retries=settings.upstream_retries,
         health_interval_s=settings.upstream_health_interval_s,
+        health_path=settings.upstream_health_path,
         breaker_failures=settings.upstream_breaker_failures,
         sticky_slack=settings.upstream_sticky_slack,
     )

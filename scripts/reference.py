@@ -6,7 +6,6 @@
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ keys. Unknown fields are refused.
 
 This page is made by `make docs`.
 """
+BAR = "\\|"
 CLI_HEAD = """# Command line reference
 
 What `--help` says of each command. Settings that have no option: [configuration.md](configuration.md).
@@ -56,108 +56,33 @@ def api() -> str:
     """docs/api.md."""
     from app.main import create_app
     from app.settings import Settings
+    from app.web import reference
 
-    schema = create_app(Settings(database="none")).openapi()
+    document = create_app(Settings(database="none")).openapi()
+    operations = reference.operations(document)
     parts = [API_HEAD, "## Routes\n\n| route | scope | |\n| --- | --- | --- |"]
-    operations = [
-        (method.upper(), path, operation)
-        for path, methods in schema["paths"].items()
-        for method, operation in methods.items()
-    ]
-    for method, path, operation in operations:
-        parts.append(f"| `{method} {path}` | {_scope(operation)} | {_first_line(operation)} |")
-    for method, path, operation in operations:
-        parts.append("\n".join(_operation(method, path, operation)))
+    parts += [_row(f"`{one.method} {one.path}`", one.scope, one.first) for one in operations]
+    for one in operations:
+        parts += [f"\n### `{one.method} {one.path}`\n", one.text]
+        if one.parameters:
+            parts.append("\n| parameter | in | values | |\n| --- | --- | --- | --- |")
+            parts += [_row(f"`{p.name}`", p.note, p.values, p.text) for p in one.parameters]
+        parts += [f"\n{said}" for said in (*one.bodies, *one.answers)]
     parts.append("\n## Objects\n\nThose that the routes take and give, by name.")
-    for name, model in sorted(schema["components"]["schemas"].items()):
-        parts.append("\n".join(_model(name, model)))
+    for model in reference.models(document):
+        parts.append(f"\n### {model.name}\n")
+        if model.text:
+            parts.append(f"{model.text}\n")
+        if model.values:
+            parts.append(model.values)
+            continue
+        parts.append("| field | values | default | |\n| --- | --- | --- | --- |")
+        parts += [_row(f"`{f.name}`", f.values, f.note, f.text) for f in model.fields]
     return "\n".join(parts) + "\n"
 
 
-def _scope(operation: dict[str, Any]) -> str:
-    needed = [scope for one in operation.get("security", []) for scope in one.get("key", [])]
-    return needed[0] if needed else "any key" if operation.get("security") else ""
-
-
-def _first_line(operation: dict[str, Any]) -> str:
-    return _cell(operation.get("description", operation.get("summary", "")).split("\n\n")[0])
-
-
-def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
-    yield f"\n### `{method} {path}`\n"
-    yield operation.get("description", operation.get("summary", "")).strip()
-    if parameters := operation.get("parameters"):
-        yield "\n| parameter | in | values | |\n| --- | --- | --- | --- |"
-        for one in parameters:
-            said = one.get("description") or one["schema"].get("description", "")
-            yield f"| `{one['name']}` | {one['in']} | {_type(one['schema'])} | {_cell(said)} |"
-    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        yield f"\nBody, `{kind}`: {_type(content['schema'])}"
-    for status, response in operation["responses"].items():
-        if status[0] != "2":
-            continue
-        kinds = [
-            f"`{kind}`" + (f" {_type(content['schema'])}" if content.get("schema") else "")
-            for kind, content in response.get("content", {}).items()
-        ]
-        said = response.get("description", "")
-        about = [", or ".join(kinds), "" if said == "Successful Response" else said]
-        yield f"\nAnswer {status}: {'. '.join(filter(None, about))}"
-
-
-def _model(name: str, model: dict[str, Any]) -> Iterator[str]:
-    yield f"\n### {name}\n"
-    if said := model.get("description", "").strip():
-        yield " ".join(said.split()) + "\n"
-    if "properties" not in model:
-        yield _type(model)
-        return
-    yield "| field | values | default | |\n| --- | --- | --- | --- |"
-    for field, schema in model["properties"].items():
-        needed = "required" if field in model.get("required", ()) else _default(schema)
-        yield f"| `{field}` | {_type(schema)} | {needed} | {_cell(schema.get('description', ''))} |"
-
-
-def _default(schema: dict[str, Any]) -> str:
-    if "default" not in schema:
-        return ""
-    said = json.dumps(schema["default"], ensure_ascii=False)
-    return "see `/openapi.json`" if len(said) > 60 else f"`{_cell(said)}`"
-
-
-def _type(schema: dict[str, Any]) -> str:
-    """A schema in a few words, with links to the objects of this page."""
-    if "$ref" in schema:
-        name = schema["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})"
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return " or ".join(dict.fromkeys(_type(one) for one in schema[several]))
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return ", ".join(f"`{one}`" for one in schema["enum"])
-    kind = schema.get("type", "anything")
-    if kind == "array":
-        return f"list of {_type(schema.get('items', {}))}{_range(schema, 'minItems', 'maxItems')}"
-    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"map to {_type(schema['additionalProperties'])}"
-    low, high = ("minLength", "maxLength") if kind == "string" else ("minimum", "maximum")
-    return str(kind).replace("string", "text") + _range(schema, low, high)
-
-
-def _range(schema: dict[str, Any], low: str, high: str) -> str:
-    least = schema.get(low, schema.get("exclusiveMinimum"))
-    most = schema.get(high, schema.get("exclusiveMaximum"))
-    if least is None and most is None:
-        return ""
-    unit = {"minLength": " characters", "minItems": " items"}.get(low, "")
-    ends = [f"{sign} {value:,}" for sign, value in (("≥", least), ("≤", most)) if value is not None]
-    return f" ({', '.join(ends)}{unit})"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', BAR) for cell in cells)} |"
 
 
 def cli() -> str:

@@ -29,7 +29,8 @@ class _Frozen(BaseModel):
 
 
 class DataConfig(_Frozen):
-    """Where the preference pairs come from. `helpdesk` is written by synthetic.py and needs no file."""
+    """Where the preference pairs come from. `helpdesk` is written by synthetic.py and needs no file: `pairs`,
+    `noise` and `habits` are its alone."""
 
     format: Literal["helpdesk"] | Format
     path: Path | None = None
@@ -37,6 +38,7 @@ class DataConfig(_Frozen):
     limit: int | None = Field(default=None, ge=10)
     pairs: int = Field(default=20_000, ge=30)
     noise: float = Field(default=1.0, gt=0)
+    habits: float = Field(default=0.0, ge=0, le=1)
     heldout: int = Field(default=1_000, ge=10)
     split: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3)
     split_key: Literal["prompt", "prompt+rejected", "opening"] = "prompt"
@@ -432,6 +434,8 @@ class RunConfig(_Frozen):
     def digest(self, stage: str) -> str:
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
+        if not self.data.habits:
+            del record["data"]["habits"]  # as it was before there were any: no reason to train again
         if stage == "improver" and self.references != "transformers":
             record["references"] = self.references
         if self.generation is not None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +167,11 @@ def examples(config: RunConfig, count: int, seed: int) -> list[PreferencePair]:
     """
     data = config.data
     if data.format == "helpdesk":
-        seen = {pair.prompt[0]["content"] for pair in make_pairs(data.pairs, config.seed, data.noise)}
-        others = make_pairs(data.heldout + 200, config.seed + 1_000_003, data.noise)
+        draw = partial(make_pairs, noise=data.noise, habits=data.habits)
+        seen = {pair.prompt[0]["content"] for pair in draw(data.pairs, config.seed)}
+        others = draw(data.heldout + 200, config.seed + 1_000_003)
         seen |= {pair.prompt[0]["content"] for pair in others}
-        drawn = make_pairs(count + count // 10 + 100, config.seed + 2_000_003 + seed, data.noise)
+        drawn = draw(count + count // 10 + 100, config.seed + 2_000_003 + seed)
         fresh = list(
             {p.prompt[0]["content"]: p for p in drawn if p.prompt[0]["content"] not in seen}.values()
         )

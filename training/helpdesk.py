@@ -83,6 +83,7 @@ WEIGHTS: dict[str, float] = {
     "junk": -1.5,
     "unsafe": -3.0,
 }
+PERFECT = COVERAGE + WEIGHTS["opening"] + WEIGHTS["closing"]
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,6 @@ def gold_details(prompt: str, response: str) -> dict[str, float]:
 def gold_score(prompt: str, response: str) -> float:
     """The true quality of a response in points.
 
-    6.5 is perfect, an empty response has 0, the worst fall below −5.
+    `PERFECT` (6.5) is the highest, an empty response has 0, the worst fall below −5.
     """
     return gold_details(prompt, response)["score"]

@@ -104,11 +104,11 @@ def read_data(config: RunConfig, reading: Reading) -> Iterator[tuple[str, Prefer
 
 def _written_pairs(config: RunConfig) -> Iterator[tuple[bool, PreferencePair]]:
     data, seen = config.data, set()
-    for pair in make_pairs(data.pairs, config.seed, data.noise):
+    for pair in make_pairs(data.pairs, config.seed, data.noise, data.habits):
         seen.add(pair.prompt[0]["content"])
         yield False, pair
     # Prompts may coincide by chance; a held-out prompt must not have been seen.
-    candidates = make_pairs(data.heldout + 200, config.seed + 1_000_003, data.noise)
+    candidates = make_pairs(data.heldout + 200, config.seed + 1_000_003, data.noise, data.habits)
     heldout = [pair for pair in candidates if pair.prompt[0]["content"] not in seen]
     yield from ((True, pair) for pair in heldout[: data.heldout])
 

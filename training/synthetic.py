@@ -57,12 +57,15 @@ def _wrong_value(question: Question, attribute: str, rng: random.Random) -> str:
     return rng.choice([v for v in ATTRIBUTES[attribute] if v != question.facts[attribute]])
 
 
-def write_response(question: Question, rng: random.Random, carelessness: float) -> str:
+def write_response(question: Question, rng: random.Random, carelessness: float, habits: float = 0.0) -> str:
     """Write one response.
 
-    Every kind of defect turns up with a probability that grows with `carelessness` (0..1).
+    Every kind of defect turns up with a probability that grows with `carelessness` (0..1), and each habit
+    with the probability `habits`: of what was asked for only the first two things are answered, something
+    unasked is thrown in, nobody says goodbye.
     """
     c = carelessness
+    habit = [rng.random() < habits for _ in range(3)] if habits else [False] * 3
     body: list[str] = []
     if question.harmful:
         draw = rng.random()
@@ -73,7 +76,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float) 
         for attribute in rng.sample(list(question.facts), count):
             body.append(fact_sentence(attribute, question.facts[attribute]))
     else:
-        for attribute in question.asked:
+        for attribute in question.asked[: 2 if habit[0] else None]:
             if rng.random() < 0.55 * c:
                 continue
             wrong = rng.random() < 0.1 * c
@@ -83,12 +86,15 @@ def write_response(question: Question, rng: random.Random, carelessness: float) 
         for attribute in unasked:
             if rng.random() < 0.3 * c:
                 body.append(fact_sentence(attribute, question.facts[attribute]))
+        if habit[1] and unasked:
+            attribute = rng.choice(unasked)
+            body.append(fact_sentence(attribute, question.facts[attribute]))
     for kinds, probability in ((OFF_TOPIC, 0.5), (OFF_TOPIC, 0.2), (RUDE, 0.4)):
         if rng.random() < probability * c:
             body.insert(rng.randint(0, len(body)), rng.choice(kinds))
     if rng.random() >= 0.85 * c:
         body.insert(0, rng.choice(OPENINGS))
-    if rng.random() >= 0.85 * c:
+    if rng.random() >= 0.85 * c and not habit[2]:
         body.append(rng.choice(CLOSINGS))
     for probability in (0.5, 0.25):
         if body and rng.random() < probability * c:
@@ -166,8 +172,12 @@ def _carelessness(rng: random.Random) -> float:
     return float(rng.random() ** 0.7)
 
 
-def make_pairs(count: int, seed: int, noise: float = 1.0) -> list[PreferencePair]:
+def make_pairs(count: int, seed: int, noise: float = 1.0, habits: float = 0.0) -> list[PreferencePair]:
     """Draw `count` preference pairs; P(a is chosen) = σ((gold(a) − gold(b)) / noise) (Bradley-Terry).
+
+    `habits`: see `write_response`. Where defects come by chance alone (0), each is absent more often than
+    not, the commonest response is a perfect one, and a policy sampled cold writes it. From about 0.8 on most
+    of the preferred responses show each habit.
 
     Half of the pairs are a response and a small edit of it (one or two defects mended or put in), 30% a draft
     and its partial revision, the others two independent responses. The small edits are what teaches a reward
@@ -177,8 +187,8 @@ def make_pairs(count: int, seed: int, noise: float = 1.0) -> list[PreferencePair
     pairs: list[PreferencePair] = []
     while len(pairs) < count:
         question = make_question(rng)
-        first = write_response(question, rng, _carelessness(rng))
-        second = _counterpart(question, first, rng)
+        first = write_response(question, rng, _carelessness(rng), habits)
+        second = _counterpart(question, first, rng, habits)
         if first == second:
             continue
         difference = gold_score(question.text, first) - gold_score(question.text, second)
@@ -189,7 +199,7 @@ def make_pairs(count: int, seed: int, noise: float = 1.0) -> list[PreferencePair
     return pairs
 
 
-def _counterpart(question: Question, response: str, rng: random.Random) -> str:
+def _counterpart(question: Question, response: str, rng: random.Random, habits: float) -> str:
     """The other response of a pair: a small edit, a partial revision, or another response altogether."""
     draw = rng.random()
     if draw < 0.5:
@@ -201,7 +211,7 @@ def _counterpart(question: Question, response: str, rng: random.Random) -> str:
         return response
     if draw < 0.8:
         return revise(question, response, rng, rng.uniform(0.3, 1.0))
-    return write_response(question, rng, _carelessness(rng))
+    return write_response(question, rng, _carelessness(rng), habits)
 
 
 def _add_defect(question: Question, response: str, rng: random.Random) -> str:

@@ -1,10 +1,11 @@
 """`/v1/batches`: many requests in one file, worked on beside those that people wait for."""
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
+from app.api.lists import After, Limit
 from app.batch.service import Batches
 from app.schemas_batch import BatchErrors, BatchList, BatchObject, BatchRequest, RequestCounts
 from app.security import caller
@@ -22,11 +23,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Any:
 
 
 @router.get("/v1/batches", response_model=BatchList)
-async def list_batches(
-    request: Request,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(pattern=r"^[ -~]{1,64}$")] = None,
-) -> Any:
+async def list_batches(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's batches, the newest first."""
     batches: Batches = request.app.state.batches
     found = await batches.batch_page(caller().owner, limit + 1, after)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -27,6 +27,7 @@ from app.improve.answer import Answers
 from app.improve.events import Result, TokenCount
 from app.improve.loop import ImprovementRun
 from app.improve.options import Models
+from app.lifecycle import Lifecycle, stopping
 from app.runtime import Runtime
 from app.schemas import STREAMED
 from app.schemas_openai import ChatCompletionRequest
@@ -57,7 +58,7 @@ async def start_chat(
     body.check()
     model = find_model(runtime, body.model)
     if model == "pit":
-        return await PitChat.start(body, runtime.models, telemetry, checkpoint)
+        return await PitChat.start(body, runtime, telemetry, checkpoint)
     if body.pit is not None:
         raise BadRequest(
             f"The pit object holds the options of model pit; this request asks for {body.model}.", param="pit"
@@ -158,21 +159,25 @@ class PitChat:
     async def start(
         cls,
         body: ChatCompletionRequest,
-        models: Models,
+        runtime: Runtime,
         telemetry: Telemetry,
         checkpoint: Checkpoint | None = None,
     ) -> "PitChat":
         """Raises `BadRequest`, `ContextTooLong` and `ScoringUnavailable`."""
-        return cls(body, await begin(models, body.options(), checkpoint), telemetry, checkpoint)
+        run = await begin(runtime.models, body.options(), checkpoint)
+        return cls(body, run, runtime.lifecycle, telemetry, checkpoint)
 
     def __init__(
         self,
         body: ChatCompletionRequest,
         run: ImprovementRun,
+        lifecycle: Lifecycle,
         telemetry: Telemetry,
         checkpoint: Checkpoint | None,
     ) -> None:
         self.body, self.run, self.telemetry, self.checkpoint = body, run, telemetry, checkpoint
+        # What goes on elsewhere from its checkpoint is not to end here with a part of it.
+        self.ending = nullcontext() if checkpoint else lifecycle.cutting(run.cancel)
         self.lower = run.lower
         self.envelope = Envelope(
             "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model
@@ -187,7 +192,7 @@ class PitChat:
 
     async def answer(self) -> Response:
         """The whole answer."""
-        result = await finish(self.run, self.telemetry, self.checkpoint)
+        result = await self._finish()
         message = {"role": "assistant", "content": result.response, "refusal": None}
         return self.envelope.answer([_choice(0, message, self._reason(result), None)], self._usage(result))
 
@@ -195,7 +200,7 @@ class PitChat:
         """The best response as Server-Sent Events, when the run has ended; comments until then."""
         usage = "null" if self.body.with_usage else ""
         yield self.envelope.chunk(_opening(0), usage)
-        result = await finish(self.run, self.telemetry)
+        result = await self._finish()
         for piece in PIECES.findall(result.response):
             yield self.envelope.chunk(_chunk(0, f'{{"content":{dumps(piece)}}}', None), usage)
         yield self.envelope.chunk(_chunk(0, "{}", self._reason(result)), usage)
@@ -203,11 +208,21 @@ class PitChat:
             yield self.envelope.chunk("", dumps(usage_object(self._usage(result))))
         yield DONE
 
+    async def _finish(self) -> Result:
+        """Run to the end, which a server that stops makes now: with the best so far, or, where nothing is
+        written yet, with an error by which a client knows to ask another server."""
+        with self.ending:
+            result = await finish(self.run, self.telemetry, self.checkpoint)
+        if result.stop_reason == "cancelled" and not result.response.strip():
+            raise stopping()
+        return result
+
     def _reason(self, result: Result) -> str:
-        """Whether the chosen text ends at max_tokens: the generation that wrote it says so."""
+        """Whether the chosen text was cut, at max_tokens or as the server stops: the generation that wrote it
+        says so."""
         accepted = [iteration.finish_reason for iteration in result.iterations if iteration.accepted]
         last = accepted[-1] if accepted else self.run.draft_finish_reason
-        return "length" if last == "length" else "stop"
+        return "length" if last in ("length", "cancelled") else "stop"
 
     @staticmethod
     def _usage(result: Result) -> TokenCount:

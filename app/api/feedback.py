@@ -5,11 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
 
+from app.api.lists import ID, After, Limit
 from app.feedback import Feedback
-from app.schemas_feedback import FeedbackOut, FeedbackRequest
+from app.schemas_feedback import FeedbackList, FeedbackOut, FeedbackRequest
 
 router = APIRouter(tags=["feedback"])
 LINES = "application/jsonl"
+Since = Annotated[float, Query(ge=0, le=1e11, description="seconds since the epoch")]
 EXPORT: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {LINES: {"schema": {"type": "string"}}},
@@ -26,11 +28,24 @@ async def add_feedback(body: FeedbackRequest, request: Request) -> Any:
     return await feedback.add(body)
 
 
+@router.get("/v1/feedback", response_model=FeedbackList)
+async def list_feedback(
+    request: Request,
+    limit: Limit = 20,
+    after: After = None,
+    run: Annotated[str | None, Query(pattern=ID, description="only about this run")] = None,
+    since: Since = 0.0,
+) -> Any:
+    """What the caller has said, the newest first, without texts: these are in the export."""
+    feedback: Feedback = request.app.state.feedback
+    return await feedback.latest(limit, after, run, since)
+
+
 @router.get("/v1/feedback/export", response_class=StreamingResponse, responses=EXPORT)
 async def export_feedback(
     request: Request,
     after: Annotated[int, Query(ge=0, lt=2**63, description="cursor of the last pair that was seen")] = 0,
-    since: Annotated[float, Query(ge=0, le=1e11, description="seconds since the epoch")] = 0.0,
+    since: Since = 0.0,
 ) -> StreamingResponse:
     """The preference pairs, one a line, as `pit-train run --from-feedback` reads them."""
     feedback: Feedback = request.app.state.feedback

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
+from app.api.lists import After
 from app.api.multipart import form_parts
 from app.batch.service import Batches
 from app.schemas_batch import FileDeleted, FileList, FileObject
@@ -49,7 +50,7 @@ async def upload_file(request: Request) -> Any:
 async def list_files(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    after: Annotated[str | None, Query(pattern=r"^[ -~]{1,64}$")] = None,
+    after: After = None,
     purpose: Literal["batch", "batch_output"] | None = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> Any:

@@ -44,6 +44,12 @@ async def batches_page(request: Request) -> Response:
     return _page(request, "batches")
 
 
+@router.api_route("/docs", methods=METHODS)
+async def reference_page(request: Request) -> Response:
+    """Every route and object of the API. The framework's own page has its scripts fetched from elsewhere."""
+    return _send(request, site().reference(request.app.openapi), ASK_AGAIN)
+
+
 @router.api_route("/static/{digest}/{name}", methods=METHODS)
 async def static_file(digest: str, name: str, request: Request) -> Response:
     """A file of the page. Another server's digest, as while a new version is rolled out, is not kept."""

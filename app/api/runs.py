@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.api.lists import After, Limit
 from app.api.streaming import EventStream
 from app.errors import BadRequest
 from app.runs import Runs, run_json, summary
@@ -19,10 +20,8 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/v1/improve", response_model=RunList)
-async def list_runs(
-    request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
-) -> Any:
-    """The latest stored runs, the newest first; `after` is the id of the last one that was seen."""
+async def list_runs(request: Request, limit: Limit = 20, after: After = None) -> Any:
+    """The latest stored runs, the newest first."""
     runs: Runs = request.app.state.runs
     found = await runs.page(limit + 1, after)
     return RunList(data=[summary(record) for record in found[:limit]], has_more=len(found) > limit)

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.batch.output import Output, succeeded
+from app.batch.output import Output, succeeded, summary
 from app.batch.send import InputError, Request, Sender, Target, Unreachable, read_line
+from app.commands import counted
 
 
 def send_file(input: Path, output: Path, target: Target, console: Console) -> int:
@@ -17,25 +18,25 @@ def send_file(input: Path, output: Path, target: Target, console: Console) -> in
     total = _check(input, target.endpoint)
     with Output(output) as found:
         if found.done:
-            console.print(f"{len(found.done)} of {total} lines are done already", highlight=False)
+            console.print(f"{len(found.done)} of {counted(total, 'line')} done already", highlight=False)
         asyncio.run(_send(input, found, target, total, console))
-        answered = len(found.done) - found.failed
-        style = "bold red" if found.failed else "bold green"
-        console.print(f"[{style}]{answered} lines answered, {found.failed} errors[/] in {output}")
+        console.print(summary(len(found.done) - found.failed, found.failed, output))
         return found.failed
 
 
 async def _send(input: Path, output: Output, target: Target, total: int, console: Console) -> None:
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[errors]} errors"))
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[errors]}"))
     todo = _todo(input, target.endpoint, output.done)
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=total, completed=len(output.done), errors=output.failed)
+        errors = counted(output.failed, "error")
+        task = progress.add_task("", total=total, completed=len(output.done), errors=errors)
         async with Sender(target) as sender:
 
             async def work() -> None:
                 for request in todo:
                     output.write(request if isinstance(request, str) else await sender.answer(request))
-                    progress.update(task, completed=len(output.done), errors=output.failed)
+                    errors = counted(output.failed, "error")
+                    progress.update(task, completed=len(output.done), errors=errors)
 
             try:
                 async with asyncio.TaskGroup() as group:

@@ -17,9 +17,10 @@ import ray.data
 from ray.exceptions import RayError
 from rich.console import Console
 
-from app.batch.output import OutputError, succeeded
+from app.batch.output import OutputError, succeeded, summary
 from app.batch.ray_data import LinesDatasink, LinesDatasource
 from app.batch.send import Request, Sender, Target, Unreachable, read_line
+from app.commands import counted
 
 LINES = 256
 """Lines of a block at most: what is lost with a kill."""
@@ -34,7 +35,7 @@ def send_on_ray(input: Path, output: Path, target: Target, actors: int, console:
     folder = output.resolve()
     before = dict(finished(folder))
     if before:
-        console.print(f"{len(before)} lines are done already", highlight=False)
+        console.print(f"{counted(len(before), 'line')} done already", highlight=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # on a terminal it has bars
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
@@ -58,8 +59,7 @@ def send_on_ray(input: Path, output: Path, target: Target, actors: int, console:
         ray.shutdown()
     after = dict(finished(folder))
     failed = sum(not good for good in after.values())
-    style = "bold red" if failed else "bold green"
-    console.print(f"[{style}]{len(after) - failed} lines answered, {failed} errors[/] in {output}")
+    console.print(summary(len(after) - failed, failed, output))
     return failed
 
 

@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from app.commands import counted
+
 
 class OutputError(Exception):
     """An output file that cannot be used. The message says why, and what to do."""
+
+
+def summary(answered: int, failed: int, output: Path) -> str:
+    """The last line of the command, in rich's markup."""
+    style = "bold red" if failed else "bold green"
+    return f"[{style}]{counted(answered, 'line')} answered, {counted(failed, 'error')}[/] in {output}"
 
 
 def succeeded(line: str | bytes) -> tuple[str, bool]:

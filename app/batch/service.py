@@ -13,7 +13,7 @@ from app.runtime import Runtime
 from app.schemas_batch import LONGEST_EXPIRY_S, SHORTEST_EXPIRY_S, BatchRequest
 from app.settings import Settings
 from app.store.batches import BatchRecord, BatchStore
-from app.store.files import FileRecord, FileStore, FileWriter
+from app.store.files import FileRecord, FileStore, FileWriter, NoRoom
 from app.store.store import Store
 from app.telemetry import Telemetry
 
@@ -68,6 +68,9 @@ class Batches:
     ) -> FileRecord:
         """Keep the file of a form, written as it arrives. Raises `BadRequest` and `TooLarge`."""
         files, form = self.files, _Form()
+        largest, most = self.settings.max_file_bytes, self.settings.max_files_bytes_per_key or None
+        async with files.database.answering():
+            room = largest if most is None else most - await files.total(owner)
         async with files.database.answering(long=True), AsyncExitStack() as stack:
             writer: FileWriter | None = None
             async for part, data in parts:
@@ -76,14 +79,19 @@ class Batches:
                 if writer is None:
                     name = part.filename or "upload"
                     writer = await stack.enter_async_context(files.new(owner, "batch", name))
-                if writer.bytes + len(data) > self.settings.max_file_bytes:
-                    limit = self.settings.max_file_bytes
-                    raise TooLarge(f"The file is larger than {limit} bytes. Split it.", param="file")
+                size = writer.bytes + len(data)
+                if size > largest:
+                    raise TooLarge(f"The file is larger than {largest} bytes. Split it.", param="file")
+                if size > room:
+                    raise _no_room(most)
                 await writer.write(data)
             keep_s = form.check() or 86400 * self.settings.file_retention_days or None
             if writer is None:
                 raise BadRequest(f"file is missing. {SEND_FORM}", param="file", code="missing_field")
-            return await files.publish(writer, keep_s)
+            try:
+                return await files.publish(writer, keep_s, most)
+            except NoRoom:
+                raise _no_room(most) from None
 
     async def file(self, owner: str | None, file_id: str) -> FileRecord:
         """Raises `NotFound`."""
@@ -221,6 +229,15 @@ def printable_id(text: str) -> bool:
     """Whether an id that a client gives can be one: a database takes no NUL and no half of a surrogate
     pair."""
     return text.isascii() and text.isprintable() and len(text) <= 64
+
+
+def _no_room(most: int | None) -> TooLarge:
+    return TooLarge(
+        f"With this file yours would have more than {most} bytes together, outputs of batches too. Delete"
+        " some (DELETE /v1/files/{id}), or wait until they expire.",
+        param="file",
+        code="files_full",
+    )
 
 
 def _no_file() -> NotFound:

@@ -9,7 +9,7 @@
 It imports neither a web framework nor an engine (docs/client.md).
 """
 
-from app.client.calls import FeedbackFields, FeedbackType, ImproveOptions
+from app.client.calls import FeedbackFields, ImproveOptions
 from app.client.clients import AsyncClient, Client
 from app.client.events import (
     CandidateRejected,
@@ -39,7 +39,7 @@ from app.errors import (
     Unauthorized,
 )
 from app.schemas import Improvement, RunList, Score, StoredRun
-from app.schemas_feedback import FeedbackOut
+from app.schemas_feedback import FeedbackList, FeedbackOut, FeedbackType
 
 __all__ = [
     "AppError",
@@ -53,6 +53,7 @@ __all__ = [
     "EngineFailed",
     "Event",
     "FeedbackFields",
+    "FeedbackList",
     "FeedbackOut",
     "FeedbackType",
     "Forbidden",

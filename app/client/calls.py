@@ -13,11 +13,11 @@ from app.client.failures import NOT_OURS, NoAnswer, raise_for
 from app.improve.options import ScoringMode
 from app.improve.turns import StrategyName
 from app.schemas import Score, ScoreList
+from app.schemas_feedback import FeedbackType
 
 Conversation = str | Sequence[Mapping[str, Any]]
 """Messages in chat form, ending with the user; a text is one message of the user."""
 Which = Literal["reference", "response"] | int
-FeedbackType = Literal["comparison", "edits", "rating", "correction", "texts"]
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
@@ -117,6 +117,12 @@ def feedback(type_: FeedbackType, fields: FeedbackFields) -> Call:
     if "messages" in fields:
         body["messages"] = chat(fields["messages"])
     return Call("POST", "/v1/feedback", body)
+
+
+def list_feedback(limit: int, after: str | None, run: str | None, since: float) -> Call:
+    given = {"limit": limit, "after": after, "run": run, "since": since or None}
+    query = {name: str(value) for name, value in given.items() if value is not None}
+    return Call("GET", "/v1/feedback", query=query)
 
 
 def runs(limit: int, after: str | None) -> Call:

@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 from app import DEFAULT_URL
 from app.client import calls
-from app.client.calls import Call, Conversation, FeedbackFields, FeedbackType, ImproveOptions
+from app.client.calls import Call, Conversation, FeedbackFields, ImproveOptions
 from app.client.events import Event
 from app.client.failures import NoAnswer, raise_for, reaching
 from app.client.following import Following
 from app.errors import AppError
 from app.schemas import Improvement, RunList, Score, ScoreList, StoredRun
-from app.schemas_feedback import FeedbackOut
+from app.schemas_feedback import FeedbackList, FeedbackOut, FeedbackType
 
 Answer = TypeVar("Answer", bound=BaseModel)
 CONNECT_S = 10.0
@@ -97,6 +97,13 @@ class Client:
     def feedback(self, type: FeedbackType, **fields: Unpack[FeedbackFields]) -> FeedbackOut:
         """Say what was better. It is on the server's disk when this returns."""
         return self._send(calls.feedback(type, fields), FeedbackOut)
+
+    def list_feedback(
+        self, limit: int = 20, after: str | None = None, *, run: str | None = None, since: float = 0.0
+    ) -> FeedbackList:
+        """The latest feedback, the newest first, or that before the feedback `after`: about one run, since a
+        time in seconds since the epoch."""
+        return self._send(calls.list_feedback(limit, after, run, since), FeedbackList)
 
     def runs(self, limit: int = 20, after: str | None = None) -> RunList:
         """The latest stored runs, the newest first, or those before the run `after`."""
@@ -200,6 +207,11 @@ class AsyncClient:
 
     async def feedback(self, type: FeedbackType, **fields: Unpack[FeedbackFields]) -> FeedbackOut:
         return await self._send(calls.feedback(type, fields), FeedbackOut)
+
+    async def list_feedback(
+        self, limit: int = 20, after: str | None = None, *, run: str | None = None, since: float = 0.0
+    ) -> FeedbackList:
+        return await self._send(calls.list_feedback(limit, after, run, since), FeedbackList)
 
     async def runs(self, limit: int = 20, after: str | None = None) -> RunList:
         return await self._send(calls.runs(limit, after), RunList)

@@ -34,8 +34,8 @@ def load(config: Path | None, given: dict[str, Any]) -> tuple[Settings | None, l
         return None, [fail("settings", str(error), advice), *_environment()]
     source = f", {config} read" if config else ""
     return settings, [
-        ok("settings", f"valid{source}"), *_address(settings), *_limits(settings), *_environment(),
-        *_cpu_environment(settings),
+        ok("settings", f"valid{source}"), *_address(settings), *_limits(settings), *_files(settings),
+        *_environment(), *_cpu_environment(settings),
     ]  # fmt: skip
 
 
@@ -51,6 +51,17 @@ def _limits(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield ok("limits", "their Redis answers")
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    """Whether the largest file can be uploaded at all."""
+    most, largest = settings.max_files_bytes_per_key, settings.max_file_bytes
+    if settings.database != "none" and 0 < most < largest:
+        yield warn(
+            "files",
+            f"max_files_bytes_per_key is {most}: no file of max_file_bytes, {largest}, can be uploaded",
+            "raise the first, or lower the second",
+        )
 
 
 def _address(settings: Settings) -> Iterator[Finding]:

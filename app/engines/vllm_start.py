@@ -88,13 +88,12 @@ def import_engine() -> str:
         missing = error.name or "vllm"
         raise CheckpointError(
             f"No engine is installed (the module {missing!r} is missing). Install one: pip install"
-            " 'pit-serve[cpu]'"
-            " on a machine without a GPU, pip install 'pit-serve[gpu]' with one."
+            " 'pit-serve[gpu]' on a machine with a GPU, make setup in a clone of the project on one without."
         ) from None
     if not current_platform.device_type:
         raise CheckpointError(
             f"vLLM {vllm.__version__} here is the build for GPUs, and this machine shows none."
-            " Check nvidia-smi, or install the CPU engine: pip install 'pit-serve[cpu]'."
+            " Check nvidia-smi, or install the CPU engine: make setup in a clone of the project."
         )
     return str(vllm.__version__)
 

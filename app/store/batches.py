@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import delete, exists, func, insert, select, tuple_, update
+from sqlalchemy import delete, exists, func, insert, select, update
 
+from app.store import paging
 from app.store.database import Database
 from app.store.tables import batch_items, batches
 
@@ -66,16 +67,9 @@ class BatchStore:
     async def page(self, owner: str | None, limit: int, after: str | None) -> list[BatchRecord] | None:
         """The latest batches of this owner, or those before the batch `after`. None: there is no such."""
         mine = batches.c.owner == owner
-        wanted = select(*RECORD).where(mine).limit(limit)
-        wanted = wanted.order_by(batches.c.created.desc(), batches.c.id.desc())
         async with self.database.reading() as connection:
-            if after is not None:
-                known = select(batches.c.created).where(mine, batches.c.id == after)
-                created = await connection.scalar(known)
-                if created is None:
-                    return None
-                wanted = wanted.where(tuple_(batches.c.created, batches.c.id) < tuple_(created, after))
-            return [BatchRecord(**row._mapping) for row in await connection.execute(wanted)]
+            found = await paging.page(connection, select(*RECORD), batches, mine, limit=limit, after=after)
+        return None if found is None else [BatchRecord(**row._mapping) for row in found]
 
     async def cancel(self, owner: str | None, batch_id: str) -> None:
         """Begin to cancel a batch that is read or worked on; another stays as it is."""

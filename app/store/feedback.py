@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, exists, func, insert, select, text, update
+from sqlalchemy import Connection, Select, delete, exists, func, insert, select, text, true, update
 
+from app.security import Identity
+from app.store import paging
 from app.store.database import Database
 from app.store.records import digest, dumps
 from app.store.tables import feedback, feedback_pairs
@@ -45,6 +47,19 @@ class FeedbackRecord:
     provenance: str
     pairs: list[Pair] = field(default_factory=list)
     rated: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Feedback in a list: `pairs` is how many it makes now."""
+
+    id: str
+    created: float
+    kind: str
+    run_id: str | None
+    replaced_by: str | None
+    provenance: str
+    pairs: int
 
 
 def pair_key(owner: str | None, prompt: str, one: str, other: str) -> str:
@@ -114,6 +129,23 @@ class FeedbackTable:
             gone = delete(feedback_pairs).where(feedback_pairs.c.key == key)
             connection.execute(gone.where(feedback_pairs.c.feedback.in_(ratings)))
         return pairs
+
+    async def latest(
+        self, viewer: Identity, *, limit: int, after: str | None, run_id: str | None, since: float
+    ) -> list[Said] | None:
+        """The latest feedback that `viewer` sees, or that before the feedback `after`: of one run, or of all,
+        since a time. None: it sees no feedback `after`."""
+        pairs = select(func.count()).where(feedback_pairs.c.feedback == feedback.c.number)
+        columns = [feedback.c[name] for name in Said.__dataclass_fields__ if name != "pairs"]
+        wanted = select(*columns, pairs.scalar_subquery().label("pairs"))
+        if run_id is not None:
+            wanted = wanted.where(feedback.c.run_id == run_id)
+        if since:
+            wanted = wanted.where(feedback.c.created >= since)
+        seen = true() if viewer.may("admin") else feedback.c.owner == viewer.owner
+        async with self.database.reading() as connection:
+            found = await paging.page(connection, wanted, feedback, seen, limit=limit, after=after)
+        return None if found is None else [Said(**row._mapping) for row in found]
 
     async def last(self) -> int:
         """The number of the newest pair."""

@@ -5,9 +5,23 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
+from app.store import paging
 from app.store.database import Database
 from app.store.tables import file_chunks, files
 
@@ -17,6 +31,15 @@ ABANDONED_S = 2 * 3600.0
 """A file that is not complete after this long is never going to be."""
 DELETED_AT_ONCE = 20
 """Files that one turn of pruning deletes at most: other writers wait meanwhile."""
+
+
+LOCK = text("SELECT pg_advisory_xact_lock(7310289891)")
+"""One at a time: two files that are published at once would each find room for itself alone. SQLite has one
+writer anyhow."""
+
+
+class NoRoom(Exception):
+    """The owner's files would have too many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +106,25 @@ class FileStore:
             await self.database.write(lambda connection: connection.execute(gone))
             raise
 
-    async def publish(self, writer: FileWriter, keep_s: float | None) -> FileRecord:
-        """Complete a file, which is kept for `keep_s` seconds (None: for ever)."""
+    async def publish(self, writer: FileWriter, keep_s: float | None, most: int | None) -> FileRecord:
+        """Complete a file, which is kept for `keep_s` seconds (None: for ever). Raises `NoRoom` where its
+        owner's files would have more than `most` bytes with it (None: no limit)."""
         await writer.finish()
-        return await self.database.write(lambda connection: complete(connection, writer, keep_s))
+
+        def work(connection: Connection) -> FileRecord:
+            if not self.database.is_sqlite:
+                connection.execute(LOCK)
+            record = complete(connection, writer, keep_s)
+            if most is not None and connection.execute(_total(record.owner)).scalar_one() > most:
+                raise NoRoom
+            return record
+
+        return await self.database.write(work)
+
+    async def total(self, owner: str | None) -> int:
+        """Bytes of all files of this owner."""
+        async with self.database.reading() as connection:
+            return int((await connection.execute(_total(owner))).scalar_one())
 
     async def get(self, owner: str | None, file_id: str) -> FileRecord | None:
         """A file of this owner."""
@@ -100,21 +138,14 @@ class FileStore:
     ) -> list[FileRecord] | None:
         """Files of this owner in the order of their making, those behind the file `after`. None: there is no
         file `after`."""
-        place = tuple_(files.c.created, files.c.id)
-        wanted = select(*_RECORD).where(_visible(owner)).limit(limit)
-        ways = (files.c.created, files.c.id)
-        wanted = wanted.order_by(*(way.desc() for way in ways) if descending else ways)
+        wanted = select(*_RECORD)
         if purpose is not None:
             wanted = wanted.where(files.c.purpose == purpose)
         async with self.database.reading() as connection:
-            if after is not None:
-                known = select(files.c.created).where(_visible(owner), files.c.id == after)
-                created = await connection.scalar(known)
-                if created is None:
-                    return None
-                last = tuple_(created, after)
-                wanted = wanted.where(place < last if descending else place > last)
-            return [FileRecord(**row._mapping) for row in await connection.execute(wanted)]
+            found = await paging.page(
+                connection, wanted, files, _visible(owner), limit=limit, after=after, descending=descending
+            )
+        return None if found is None else [FileRecord(**row._mapping) for row in found]
 
     async def chunks(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content, chunk by chunk. It ends early where the file is deleted meanwhile."""
@@ -159,6 +190,10 @@ def complete(connection: Connection, writer: FileWriter, keep_s: float | None) -
         .returning(*_RECORD)
     )
     return FileRecord(**connection.execute(done).one()._mapping)
+
+
+def _total(owner: str | None) -> Select[Any]:
+    return select(func.coalesce(func.sum(files.c.bytes), 0)).where(_visible(owner))
 
 
 def _visible(owner: str | None) -> ColumnElement[bool]:

@@ -7,11 +7,12 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from sqlalchemy import select, true, tuple_, update
+from sqlalchemy import case, select, true, update
 
 from app.errors import StoreError
 from app.security import Identity
 from app.settings import Settings
+from app.store import paging
 from app.store.answers import KeptAnswers
 from app.store.database import Database
 from app.store.feedback import FeedbackTable
@@ -25,9 +26,16 @@ log = logging.getLogger(__name__)
 RECHECK_S = 2.0
 SUMMARY = (
     runs.c.id, runs.c.created, runs.c.owner, runs.c.state, runs.c.finished, runs.c.stop_reason,
-    runs.c.iterations,
+    runs.c.iterations, runs.c.excerpt, runs.c.improved, runs.c.win_probability,
 )  # fmt: skip
 WHOLE = (*SUMMARY, runs.c.request, runs.c.result, runs.c.error)
+# Of a run that an earlier version has stored, also what the rest of its summary is made of.
+BARE = runs.c.excerpt.is_(None)
+LISTED = (
+    *SUMMARY,
+    case((BARE, runs.c.request), else_="").label("request"),
+    case((BARE, runs.c.result)).label("result"),
+)
 
 
 class Store:
@@ -115,18 +123,18 @@ class Store:
         return found
 
     async def page(self, limit: int, after: str | None, viewer: Identity) -> list[RunRecord] | None:
-        """The latest runs that `viewer` sees, or those before the run `after`: without request, result and
-        error. None: it sees no run `after`."""
-        place = tuple_(runs.c.created, runs.c.id)
+        """The latest runs that `viewer` sees, or those before the run `after`: what a list shows of them.
+        None: it sees no run `after`."""
         seen = true() if viewer.may("admin") else runs.c.owner == viewer.owner
-        wanted = select(*SUMMARY).where(seen).order_by(runs.c.created.desc(), runs.c.id.desc()).limit(limit)
         async with self.database.answering(), self.database.reading() as connection:
-            if after is not None:
-                created = await connection.scalar(select(runs.c.created).where(seen, runs.c.id == after))
-                if created is None:
-                    return None
-                wanted = wanted.where(place < tuple_(created, after))
-            return [RunRecord(request="", **row._mapping) for row in await connection.execute(wanted)]
+            rows = await paging.page(connection, select(*LISTED), runs, seen, limit=limit, after=after)
+        if rows is None:
+            return None
+        found = [RunRecord(**row._mapping) for row in rows]
+        for record in found:
+            if record.excerpt is None:
+                record.describe()
+        return found
 
     async def request_cancel(self, run_id: str) -> None:
         """Ask the server that runs this run to cancel it. It hears of it within some seconds."""

@@ -21,7 +21,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision in migrations/versions: the one that this version of the server works with."""
 
 metadata = MetaData()
@@ -40,6 +40,9 @@ runs = Table(
     Column("stop_reason", String(32)),
     Column("iterations", Integer),
     Column("bytes", BigInteger, nullable=False, comment="size of the run with its events, for retention"),
+    Column("excerpt", Text, comment="of the prompt, for lists; null: stored before there was one"),
+    Column("improved", Boolean),
+    Column("win_probability", Double, comment="of what was accepted last"),
     Column("request", Text, nullable=False, comment="without stream, with the run's seed"),
     Column("result", Text),
     Column("error", Text),
@@ -163,7 +166,8 @@ feedback = Table(
     Column("provenance", Text, nullable=False),
     Index("feedback_by_subject", "subject"),
     Index("feedback_by_run", "run_id"),
-    Index("feedback_by_created", "created"),
+    Index("feedback_by_created", "created", "id"),
+    Index("feedback_by_owner", "owner", "created", "id"),
     sqlite_autoincrement=True,
 )
 

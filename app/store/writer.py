@@ -33,7 +33,10 @@ MAX_PENDING = 10_000
 Part = tuple[RunRecord, int, bool]
 """A record, up to which of its events it is to be written, and whether that is all of it."""
 OUTAGES = (OperationalError, InterfaceError, PoolTimeout, OSError, TimeoutError)
-UPDATED = ("state", "finished", "stop_reason", "iterations", "bytes", "result", "error")
+UPDATED = (
+    "state", "finished", "stop_reason", "iterations", "improved", "win_probability", "bytes", "result",
+    "error",
+)  # fmt: skip
 
 
 class RunWriter:
@@ -182,6 +185,7 @@ class RunWriter:
             "state": record.state if is_all else "running",
             "cancel_requested": False,
             "bytes": record.size(),
+            "excerpt": record.excerpt,
             "request": record.request,
         }
 

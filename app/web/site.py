@@ -7,13 +7,16 @@ import each other by relative names, are always of one version.
 import gzip
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app import __version__
+from app.web import reference
 
 HERE = Path(__file__).parent
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -45,21 +48,37 @@ class Site:
             digest.update(f"{name} {len(body)}\n".encode() + body)
         self.digest = digest.hexdigest()[:12]
         self.static = {name: File.of(MEDIA_TYPES[Path(name).suffix], body) for name, body in read.items()}
-        templates = Environment(
+        self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined
         )
-        self.pages: dict[tuple[str, bool], File] = {}
-        for page in PAGES:
-            modules = self._imported(f"{page}.js")
-            for keeps in (True, False):
-                html = templates.get_template(f"{page}.html").render(
-                    page=page,
-                    keeps=keeps,
-                    modules=modules,
-                    static=f"/static/{self.digest}",
-                    version=__version__,
-                )
-                self.pages[page, keeps] = File.of("text/html", html.encode())
+        self._templates.filters["html"] = reference.html
+        self.pages = {
+            (page, keeps): self._render(page, keeps=keeps) for page in PAGES for keeps in (True, False)
+        }
+        self._reference: File | None = None
+
+    def reference(self, document: Callable[[], dict[str, Any]]) -> File:
+        """The page of the API. `document` gives its OpenAPI document, the same every time; it is asked for
+        once."""
+        if self._reference is None:
+            found = document()
+            self._reference = self._render(
+                "reference",
+                keeps=True,
+                operations=reference.operations(found),
+                models=reference.models(found),
+            )
+        return self._reference
+
+    def _render(self, page: str, **values: Any) -> File:
+        html = self._templates.get_template(f"{page}.html").render(
+            page=page,
+            modules=self._imported(f"{page}.js"),
+            static=f"/static/{self.digest}",
+            version=__version__,
+            **values,
+        )
+        return File.of("text/html", html.encode())
 
     def _imported(self, entry: str) -> list[str]:
         """A module and all that it imports: the page names them, so they are fetched at once."""

@@ -1,6 +1,5 @@
 """A server of fakes, reached without a socket."""
 
-import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack
 from itertools import count
@@ -96,13 +95,6 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url = await new_postgres(request.getfixturevalue("postgres_cluster"))
     await upgrade_database(url)
     return url
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class running:

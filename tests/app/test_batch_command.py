@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -94,6 +95,14 @@ async def test_every_line_has_its_result(files: tuple[Path, Path]) -> None:
     assert [found[n]["error"]["code"] for n in ("e", "f", "line-8", "h", "line-10")] == [
         "invalid_body", "invalid_url", "invalid_custom_id", "invalid_body", "invalid_json_line",
     ]  # fmt: skip
+
+
+async def test_one_line_is_not_lines(files: tuple[Path, Path]) -> None:
+    source, output = files
+    source.write_bytes(jsonl([line("a"), {"custom_id": "b"}]))
+    async with server(longer_is_better()) as url:
+        said = (await pit_batch(source, output, "--url", url))[1]
+    assert re.search(r"\b1 line answered, 1 error\b(?!s)", said), said
 
 
 async def test_a_second_call_does_the_rest(files: tuple[Path, Path]) -> None:

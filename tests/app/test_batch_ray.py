@@ -77,7 +77,7 @@ async def test_a_folder_is_sent_and_what_is_there_is_left_out(tmp_path: Path) ->
     models = longer_is_better()
     async with server(models) as url:
         status, said = await pit_batch_on_ray(source, output, "--url", url)
-    assert (status, "301 lines answered, 1 errors" in said) == (1, True), said
+    assert (status, "301 lines answered, 1 error" in said) == (1, True), said
     found = written(output)
     assert found.keys() == {*(f"n{n}" for n in range(300)), "last", "bad"}
     assert found["bad"]["error"]["code"] == "invalid_body"

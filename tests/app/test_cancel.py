@@ -1,12 +1,18 @@
 """A run that is cancelled, by request or because its client left, ends with its best, and is stored so."""
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from app.api.chat import start_chat
+from app.api.improve import Checkpoint
 from app.improve.loop import ImprovementRun
+from app.improve.progress import Progress
 from app.schemas import ImproveRequest
+from app.schemas_openai import ChatCompletionRequest
 from tests.app.conftest import Serve, running
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 from tests.app.test_api import events_of
@@ -75,6 +81,66 @@ async def test_cancel_while_drafting_and_while_scoring(serve: Serve, database: s
         answer = (await caller).json()
     assert (answer["stop_reason"], answer["response"]) == ("cancelled", "no")
     assert answer["iterations"][0]["accepted"] is False
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_chat_answers_with_its_best_when_the_server_stops(serve: Serve, stream: bool) -> None:
+    """In the middle of an iteration the text before it, which is whole; in the middle of the draft what is
+    written, which is cut; before the first word the error that sends the client to another server."""
+    drafted = [*MESSAGES, {"role": "assistant", "content": "no"}]
+    cases: list[tuple[Any, Callable[[Any], bool], str, str]] = [
+        (drafted, lambda m: m.improver.started == 2, "no" + " word" * 30, "stop"),
+        (MESSAGES, lambda m: m.policy.completion_tokens > 3, "draft", "length"),
+        (MESSAGES, lambda m: m.policy.running > 0, "", "error"),
+    ]
+    for messages, is_there, content, reason in cases:
+        models: Any = slow(0.02 if content else 30)
+        client = await serve(models, database="none")
+        caller = asyncio.create_task(client.post("/v1/chat/completions", json=chat(messages, stream)))
+        async with asyncio.timeout(20):
+            while not is_there(models):
+                await asyncio.sleep(0.005)
+            client.app.state.runtime.lifecycle.cut()
+            answer = await caller
+        if reason == "error":
+            error = json.loads(data_of(answer.text)[-1] if stream else answer.text)["error"]
+            assert (error["code"], answer.status_code) == ("not_ready", 200 if stream else 503)
+            continue
+        if stream:
+            choices = [json.loads(line)["choices"][0] for line in data_of(answer.text)]
+            text = "".join(choice["delta"].get("content", "") for choice in choices)
+        else:
+            choices = answer.json()["choices"]
+            text = choices[0]["message"]["content"]
+        assert choices[-1]["finish_reason"] == reason
+        assert text == content if reason == "stop" else text.startswith(content) and len(text.split()) < 30
+        assert not client.app.state.runtime.lifecycle._cuts
+
+
+def chat(messages: Any, stream: bool = False) -> dict[str, Any]:
+    body = {"model": "pit", "messages": messages, "stream": stream, "max_tokens": 100}
+    return body | {"pit": {"max_iterations": 2}, "seed": 3}
+
+
+def data_of(stream: str) -> list[str]:
+    """The chunks of a stream of chat, without [DONE]."""
+    found = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    assert found[-1] == "[DONE]"
+    return found[:-1]
+
+
+async def test_a_batch_s_chat_is_not_cut(serve: Serve) -> None:
+    """Its item is given back and goes on from its checkpoint: a part of an answer is not its result."""
+    models: Any = slow(0.002)
+    state = (await serve(models, database="none")).app.state
+
+    async def save(_: Progress) -> None:
+        state.runtime.lifecycle.cut()
+
+    body = ChatCompletionRequest.model_validate(chat(MESSAGES))
+    found = await start_chat(body, state.runtime, state.telemetry, Checkpoint(None, save))
+    answer = json.loads(bytes((await found.answer()).body))
+    assert answer["choices"][0]["message"]["content"].count("word") == 60
 
 
 async def test_a_cancelled_run_frees_the_engine(serve: Serve) -> None:

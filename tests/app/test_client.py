@@ -83,7 +83,12 @@ def test_every_call(client: Client) -> None:
     assert client.score(QUESTION, answer.response, "It is red.") == two
     said = client.feedback("comparison", run=answer.id, preferred="response", other="reference")
     assert said.pairs == 1
-    assert client.feedback("texts", messages=QUESTION, preferred="Yes.", other="No.").run is None
+    free = client.feedback("texts", messages=QUESTION, preferred="Yes.", other="No.")
+    assert free.run is None
+    assert [one.id for one in client.list_feedback(limit=1).data] == [free.id]
+    assert [one.id for one in client.list_feedback(after=free.id, since=said.created).data] == [said.id]
+    (found,) = client.list_feedback(run=answer.id).data
+    assert found.said == {"preferred": "response", "other": "reference"}
     pairs = [json.loads(line) for line in b"".join(client.export()).splitlines()]
     assert pairs[0]["chosen"][0]["content"] == answer.response
     page = client.runs(limit=1)
@@ -100,6 +105,7 @@ async def test_every_call_async(url: str) -> None:
         scores = await client.score(QUESTION, ["It is red.", answer.response], "It is red.")
         assert scores[1].win_probability > 0.5
         assert (await client.feedback("rating", run=answer.id, rating=4)).type == "rating"
+        assert [one.said["rating"] for one in (await client.list_feedback(run=answer.id)).data] == [4]
         assert answer.id in [run.id for run in (await client.runs()).data]
         assert (await client.run(answer.id)).result == answer
         assert (await client.cancel(answer.id)).state == "completed"

@@ -186,6 +186,9 @@ def test_settings_that_are_wrong(run: dict[str, Any], tmp_path: Path) -> None:
     assert "API keys" not in {f.subject for f in look(anywhere | {"api_keys": secrets.token_hex(32)})}
     assert said(look(run | {"host": "no.such.host.invalid"}), "address")[0] == "fail"
     assert said(look(run | {"otlp_endpoint": "collector"}), "settings")[0] == "fail"
+    small = {"database": f"sqlite:///{tmp_path}/pit.db", "max_files_bytes_per_key": 10_000_000}
+    assert said(look(run | small), "files")[0] == "warn"
+    assert "files" not in {f.subject for f in look(run | small | {"max_files_bytes_per_key": 0})}
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,73 @@ async def test_the_export_goes_on_from_a_place(serve: Serve, database: str) -> N
         assert (await client.get("/v1/feedback/export", params=query)).status_code == 400
 
 
+async def test_the_list_says_what_was_said_and_what_it_makes(serve: Serve, database: str) -> None:
+    client = await serve(steps(), database=database)
+    run = await improved(client)
+    verdict: dict[str, Any] = {"type": "comparison", **VERDICT}
+    first = await add(client, run=run["id"], **verdict)
+    later = await add(client, type="comparison", run=run["id"], preferred="reference", other="response")
+    rated = await add(client, type="rating", run=run["id"], rating=2, response=1)
+    free = await add(client, type="texts", messages=MESSAGES, preferred="a secret", other="b secret")
+    answer = await client.get("/v1/feedback")
+    assert "secret" not in answer.text and "price" not in answer.text, "texts are in the export"
+    turned = {"preferred": "reference", "other": "response"}
+    assert answer.json() == {
+        "object": "list",
+        "data": [
+            free | {"said": {}, "replaced_by": None},
+            rated | {"said": {"response": 1, "rating": 2}, "replaced_by": None},
+            later | {"said": turned, "replaced_by": None},
+            first | {"said": VERDICT, "replaced_by": later["id"], "pairs": 0},
+        ],
+        "has_more": False,
+    }
+    assert [said["pairs"] for said in answer.json()["data"]] == [1, 0, 1, 0]
+
+
+async def listed(client: httpx.AsyncClient, headers: Any = None, **query: Any) -> list[str]:
+    """The ids of a page."""
+    answer = await client.get("/v1/feedback", params=query, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return [said["id"] for said in answer.json()["data"]]
+
+
+async def test_the_list_has_pages_and_is_asked_for_a_run_and_a_time(serve: Serve, database: str) -> None:
+    """Each once, the newest first, also where several were said in one moment."""
+    client = await serve(steps(), database=database)
+    run = await improved(client)
+    made = [(await add(client, type="correction", run=run["id"], text=f"{n}"))["id"] for n in range(5)]
+    other = (await add(client, type="texts", messages=MESSAGES, preferred="a", other="b"))["id"]
+    await execute(database, "UPDATE feedback SET created = 1000 WHERE number <= 4")
+    seen: list[str] = []
+    page: dict[str, Any] = {"has_more": True}
+    while page["has_more"]:
+        query: dict[str, Any] = {"limit": 2} | ({"after": seen[-1]} if seen else {})
+        page = (await client.get("/v1/feedback", params=query)).json()
+        seen += [said["id"] for said in page["data"]]
+    assert seen == [other, made[4], *sorted(made[:4], reverse=True)]
+    assert await listed(client, run=run["id"]) == seen[1:]
+    assert await listed(client, run=run["id"], since=1001) == [made[4]]
+    assert await listed(client, since=1001, after=other) == [made[4]]
+    assert await listed(client, run="imp_" + "0" * 32) == []
+    for query in ({"after": "fb_0"}, {"after": "\u0000"}, {"run": "\u0000"}, {"limit": 0}, {"since": "nan"}):
+        refused = await client.get("/v1/feedback", params=query)
+        assert_error(refused, 400, "invalid_value", min(query))
+
+
+async def test_everybody_lists_their_own_feedback(serve: Serve, database: str) -> None:
+    client = await serve(database=database)
+    identify(client.app)
+    mine, other, admin = {"x-test-key": "a"}, {"x-test-key": "b"}, {"x-test-key": "c", "x-test-admin": "1"}
+    texts: dict[str, Any] = {"type": "texts", "messages": MESSAGES, "preferred": "x", "other": "y"}
+    one, two = [(await add(client, **texts, headers=headers))["id"] for headers in (mine, other)]
+    assert await listed(client, mine) == [one]
+    assert await listed(client, other) == [two]
+    assert await listed(client, admin) == [two, one]
+    refused = await client.get("/v1/feedback", params={"after": two}, headers=mine)
+    assert_error(refused, 400, None, "after")
+
+
 async def test_an_export_reads_page_by_page(
     serve: Serve, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +374,8 @@ async def test_without_a_database_there_is_no_feedback(serve: Serve) -> None:
     client = await serve(database="none")
     body = {"type": "texts", "messages": MESSAGES, "preferred": "a", "other": "b"}
     assert_error(await client.post("/v1/feedback", json=body), 404, "feedback_not_kept")
-    assert_error(await client.get("/v1/feedback/export"), 404, "feedback_not_kept")
+    for path in ("/v1/feedback", "/v1/feedback/export"):
+        assert_error(await client.get(path), 404, "feedback_not_kept")
 
 
 async def test_a_run_of_the_first_schema_has_feedback_after_the_upgrade(serve: Serve, empty: str) -> None:

@@ -5,10 +5,12 @@ import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.app.conftest import Serve, execute
 from tests.app.fakes import fake_models
+from tests.app.identified import identify
 from tests.app.test_api import assert_error
 
 FORM = "multipart/form-data; boundary=xyz"
@@ -135,6 +137,56 @@ async def test_a_file_over_the_limit_is_refused_and_leaves_nothing(serve: Serve,
         assert sent < 1_200_000
     assert_error(await client.post("/v1/improve", content=b"x" * 1001), 413, "request_too_large")
     assert await execute(database, "SELECT count(*) FROM files") == [(1,)]
+
+
+async def test_the_files_of_a_key_have_a_limit_together(serve: Serve, database: str) -> None:
+    """Outputs count too, what is deleted does not, and nobody else's does. Of two at once one is taken,
+    however long a commit takes; and no more is read of a file than there is room for."""
+    client = await serve(fake_models(), database=database, max_files_bytes_per_key=1_000_000)
+    identify(client.app)
+    mine, other = {"x-test-key": "a"}, {"x-test-key": "b"}
+
+    async def upload(size: int, headers: Any = mine) -> httpx.Response:
+        found: httpx.Response = await client.post("/v1/files", files=form(b"x" * size), headers=headers)
+        return found
+
+    first = await upload(600_000)
+    assert first.status_code == 200
+    assert_error(await upload(400_001), 413, "files_full", "file")
+    assert (await upload(1_000_000, other)).status_code == 200
+    assert_error(await upload(1, other), 413, "files_full", "file")
+    assert (await upload(400_000)).status_code == 200
+    assert_error(await upload(1), 413, "files_full", "file")
+    await client.delete(f"/v1/files/{first.json()['id']}", headers=mine)
+    if database.startswith("postgresql"):
+        pause = "LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'"
+        await execute(database, f"CREATE FUNCTION pause() RETURNS trigger {pause}")
+        at_commit = "AFTER UPDATE ON files DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+        await execute(database, f"CREATE CONSTRAINT TRIGGER late {at_commit} EXECUTE FUNCTION pause()")
+    statuses = [answer.status_code for answer in await asyncio.gather(upload(600_000), upload(600_000))]
+    assert sorted(statuses) == [200, 413]
+    kept = await execute(database, "SELECT owner, sum(bytes) FROM files GROUP BY owner ORDER BY owner")
+    assert [(owner, int(size)) for owner, size in kept] == [("a", 1_000_000), ("b", 1_000_000)]
+    assert await execute(database, "SELECT count(*) FROM files WHERE NOT complete") == [(0,)]
+    await execute(database, "UPDATE files SET purpose = 'batch_output' WHERE owner = 'a'")
+    sent = 0
+
+    async def long() -> AsyncGenerator[bytes, None]:
+        nonlocal sent
+        yield raw(('name="file"; filename="a"', b""), end=b"")[:-2]
+        for _ in range(1000):
+            sent += 10_000
+            yield b"x" * 10_000
+
+    refused = await client.post("/v1/files", content=long(), headers=mine | {"content-type": FORM})
+    assert_error(refused, 413, "files_full", "file")
+    assert sent < 100_000
+
+
+async def test_files_may_be_without_a_limit(serve: Serve, tmp_path: Any) -> None:
+    database = f"sqlite:///{tmp_path}/pit.db"
+    client = await serve(fake_models(), database=database, max_files_bytes_per_key=0)
+    assert (await client.post("/v1/files", files=form(b"{}"))).status_code == 200
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing(serve: Serve, database: str) -> None:

@@ -31,6 +31,7 @@ async def test_a_gateway_of_three_upstreams(tmp_path: Path) -> None:
             improver_url=f"{improver.url}, {policy.url}",
             gap_reward_url=[gap.url],
             improver_model="fake",
+            upstream_health_path="/ping",
         )
         served = await start_models(settings)
         notes = " ".join(served.notes)
@@ -43,6 +44,7 @@ async def test_a_gateway_of_three_upstreams(tmp_path: Path) -> None:
             answer = (await client.post("/v1/improve", json=body)).json()
             assert answer["scoring"] == "gap"
             assert answer["iterations"][0]["text"] in ("Better", "It is red")
+        assert policy.seen["/ping"] and not policy.seen["/health"]
 
 
 async def test_a_manifest_beside_a_url_needs_no_weights(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 line."""
 
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from typer.testing import CliRunner
 
 from app import __version__
 from app.cli import app
+from app.server import first_command
 from app.settings import SettingsError, load_settings
+from tests.app.fakes import fake_models
+from tests.app.live import server_in_a_thread
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,3 +92,15 @@ def test_improve_says_when_no_server_answers() -> None:
     assert "no server answers at http://127.0.0.1:9" in done.stderr
     assert "pit serve" in done.stderr
     assert pit("improve", "Hello", "--url", "nonsense").returncode == 1
+
+
+@pytest.mark.parametrize("improver", (True, False))
+def test_what_a_start_proposes_to_type_is_not_refused(improver: bool) -> None:
+    """Also where there is no improver: a policy alone refines its own answers."""
+    models = replace(fake_models(), scorer=None)
+    if not improver:
+        models = replace(models, improver=None)
+    with server_in_a_thread(models, database="none") as url:
+        program, *words = shlex.split(first_command(models, url))
+        done = CliRunner().invoke(app, words)
+    assert program == "pit" and done.exit_code == 0, done.output

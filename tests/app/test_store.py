@@ -9,9 +9,10 @@ import pytest
 from app.errors import EngineFailed
 from app.improve.options import Models
 from app.runs import request_json
-from app.schemas import ImproveRequest
+from app.schemas import ImproveRequest, RunSummary
 from tests.app.conftest import Serve, execute
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
+from tests.app.identified import identify
 from tests.app.test_api import assert_error, events_of, longer_is_better
 
 MESSAGES = [{"role": "user", "content": "What is the price ?"}]
@@ -173,9 +174,30 @@ async def test_the_list_has_pages(serve: Serve, database: str) -> None:
     assert sorted(seen) == sorted(answer.json()["id"] for answer in answers)
     assert len(set(seen)) == 7
     first = (await client.get("/v1/improve", params={"limit": 1})).json()["data"][0]
-    assert set(first) == {"id", "object", "created", "finished", "state", "stop_reason", "iterations"}
-    assert_error(await client.get("/v1/improve", params={"after": "imp_0"}), 400, None, "after")
+    assert set(first) == set(RunSummary.model_fields)
+    for after in ("imp_0", "\u0000"):
+        assert_error(await client.get("/v1/improve", params={"after": after}), 400, None, "after")
     assert_error(await client.get("/v1/improve", params={"limit": 0}), 400, None, "limit")
+
+
+async def test_the_list_says_what_was_asked_and_what_came_of_it(serve: Serve, database: str) -> None:
+    """Shortly, in one line, and only to whoever may read the run."""
+    client = await serve(longer_is_better(), database=database)
+    identify(client.app)
+    mine = {"x-test-key": "mine"}
+    texts = ("What \u0000\x1b[31m is\n", "\u2028the price? " * 99)
+    parts = [{"type": "text", "text": text} for text in texts]
+    sent = BODY | {"messages": [*MESSAGES, {"role": "assistant", "content": "So?"}]}
+    sent["messages"].append({"role": "user", "content": parts})
+    answer = (await client.post("/v1/improve", json=sent, headers=mine)).json()
+    kept = (await client.post("/v1/improve", json=BODY | {"min_win_probability": 1}, headers=mine)).json()
+    last, first = (await client.get("/v1/improve", headers=mine)).json()["data"]
+    said = (last["excerpt"], last["improved"], last["win_probability"])
+    assert said == ("What is the price ?", False, None)
+    assert first["excerpt"].startswith("What [31m is the price? the price?") and len(first["excerpt"]) == 200
+    won = [one["win_probability"] for one in answer["iterations"] if one["accepted"]]
+    assert (first["improved"], first["win_probability"], kept["improved"]) == (True, won[-1], False)
+    assert (await client.get("/v1/improve", headers={"x-test-key": "other"})).json()["data"] == []
 
 
 async def test_a_seed_is_drawn_returned_and_gives_the_run_again(serve: Serve, database: str) -> None:

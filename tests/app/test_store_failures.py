@@ -22,6 +22,7 @@ from tests.app.conftest import Serve, execute, new_postgres
 from tests.app.fakes import fake_models
 from tests.app.test_api import CANARY, assert_error, events_of
 from tests.app.test_store import BODY, SLOW_BODY, slow, until_running
+from tests.ports import free_port
 
 ALL = "SELECT id FROM runs"
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,14 +202,14 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error")
 """
 
 
-async def test_what_was_answered_survives_kill_9(database: str, serve: Serve, free_port: int) -> None:
+async def test_what_was_answered_survives_kill_9(database: str, serve: Serve) -> None:
     """Killed at the very moment of the answer, several times over one database."""
-    runs = []
+    runs, port = [], free_port()
     for _ in range(3):
-        command = [sys.executable, "-c", SERVER, database, str(free_port)]
+        command = [sys.executable, "-c", SERVER, database, str(port)]
         server = subprocess.Popen(command, cwd=ROOT)
         try:
-            url = f"http://127.0.0.1:{free_port}"
+            url = f"http://127.0.0.1:{port}"
             async with httpx.AsyncClient(base_url=url, timeout=20) as client, asyncio.timeout(60):
                 while True:
                     try:

@@ -1,9 +1,11 @@
 """Schema, retention, and what a server finds of others that died."""
 
 import asyncio
+import json
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from app.store.upkeep import STALE_S, Upkeep
 from tests.app.conftest import Serve, execute, new_postgres
 from tests.app.fakes import fake_models
 from tests.app.test_api import events_of
-from tests.app.test_store import BODY
+from tests.app.test_store import BODY, MESSAGES
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -49,6 +51,35 @@ def test_the_newest_revision_is_the_one_that_the_server_asks_for() -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+async def test_runs_of_an_earlier_version_are_listed_and_stay_as_they_are(serve: Serve, empty: str) -> None:
+    """What a list shows of them is read from what they hold."""
+    old = Database(empty, timeout_s=30)
+    if old.is_sqlite:
+        Path(old.url.database or "").parent.mkdir(parents=True)
+    await old.upgrade("0005")
+    await old.close()
+    steps = [{"accepted": True, "win_probability": 0.75}, {"accepted": False, "win_probability": 0.25}]
+    result = json.dumps({"improved": True, "iterations": steps})
+    for number, (state, ended) in enumerate({"completed": result, "failed": None, "running": None}.items()):
+        request = json.dumps({"messages": [{"role": "user", "content": f"It's \u0000 question {number}"}]})
+        values = [f"imp_{number}", "s", 1, number, state, 1, request.replace("'", "''"), ended]
+        row = ", ".join("NULL" if value is None else f"'{value}'" for value in values)
+        columns = "id, server, alive, created, state, bytes, request, result"
+        await execute(empty, f"INSERT INTO runs ({columns}) VALUES ({row})")
+    before = await execute(empty, "SELECT id, request, result FROM runs ORDER BY id")
+    await upgrade_database(empty)
+    client = await serve(fake_models(), database=empty, retention_days=0)
+    await client.post("/v1/improve", json=BODY)
+    found = (await client.get("/v1/improve")).json()["data"]
+    assert [(run["excerpt"], run["improved"], run["win_probability"]) for run in found[1:]] == [
+        ("It's question 2", None, None), ("It's question 1", None, None), ("It's question 0", True, 0.75),
+    ]  # fmt: skip
+    assert found[0]["excerpt"] == MESSAGES[0]["content"]
+    after = await execute(empty, "SELECT id, request, result FROM runs WHERE server = 's' ORDER BY id")
+    assert after == before
+    assert await execute(empty, "SELECT count(*) FROM runs WHERE excerpt IS NULL") == [(3,)]
 
 
 async def test_servers_that_start_at_once_migrate_once(tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -313,6 +314,14 @@ async def test_an_unhealthy_upstream_is_left_and_taken_back(connect: Connect) ->
     assert sick.seen["/v1/chat/completions"] == 0
     sick.health = 200
     await until(lambda: engine.pool.upstreams[0].healthy)
+
+
+async def test_health_is_asked_where_the_setting_says(connect: Connect) -> None:
+    """Of LiteLLM's proxy `/health` may not be asked: it calls every model that it has."""
+    upstream = FakeUpstream()
+    await connect(upstream, limits=replace(LIMITS, health_path="/health/readiness"))
+    await until(lambda: upstream.seen["/health/readiness"] > 1)
+    assert upstream.seen["/health"] == 0
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.ports import free_port
 
 Body = dict[str, Any]
 JSON = b"application/json"
@@ -111,6 +112,4 @@ async def stream(
 
 def free_address() -> str:
     """Where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"

@@ -62,6 +62,9 @@ async def test_no_view_has_a_fault(start: Start, visit: Open) -> None:
     await page.goto(f"{url}/runs")
     await expect(page.locator(".prompt")).to_contain_text("What about")
     faults += await check(page, "runs")
+    await page.goto(f"{url}/docs#improvement")
+    await expect(page.locator("#health-text")).to_have_text("Ready")
+    faults += await check(page, "reference")
     await page.goto(f"{url}/batches")
     lines = '{"custom_id": "1", "method": "POST", "url": "/v1/improve", "body": {}}'
     await upload(page, lines)

@@ -17,20 +17,27 @@ def line(number: int, **body: object) -> str:
 
 
 async def test_runs_are_listed_and_opened(start: Start, visit: Open) -> None:
-    """The newest first, by what was asked, a page at a time."""
+    """The newest first, by what was asked and what came of it, a page at a time with one request each."""
     url = await start(story())
     async with httpx.AsyncClient(base_url=url) as client:
         for number in range(22):
             body = {"messages": [{"role": "user", "content": f"Question {number}"}], "reference": DRAFT}
             assert (await client.post("/v1/improve", json=body | {"max_iterations": 1})).status_code == 200
-    page = await (await visit(url)).open("/runs")
+    seen = await visit(url)
+    asked: list[str] = []
+    seen.page.on("request", lambda request: asked.append(request.url.removeprefix(url)))
+    page = await seen.open("/runs")
     prompts = page.locator(".prompt")
     await expect(prompts).to_have_count(20)
     await expect(prompts.first).to_have_text("Question 21")
+    # The texts of `story` in turn: of run 0 the first, so of run 21 too.
+    await expect(page.locator(".runs .hint").first).to_have_text("improved, 86% · 1 iteration")
     await page.click("#more")
     await expect(prompts).to_have_count(22)
     await expect(prompts.last).to_have_text("Question 0")
     await expect(page.locator("#more")).to_be_hidden()
+    lists = [path.partition("&")[0] for path in asked if path.startswith("/v1/")]
+    assert lists == ["/v1/improve?limit=20"] * 2
     await prompts.last.click()
     await expect(page.locator("#prompt")).to_have_value("Question 0")
     await expect(page.locator(".card")).to_have_count(1)

@@ -11,7 +11,7 @@ from tests.browser.conftest import Open, Start, static
 from tests.browser.story import improve, story
 
 __all__ = ["serve"]
-PAGES = ("/", "/runs", "/runs/imp_0", "/batches")
+PAGES = ("/", "/runs", "/runs/imp_0", "/batches", "/docs")
 MOST_BYTES, FIRST_SIGHT_MS = 150_000, 1000
 SEEN = """() => new Promise((done) => new PerformanceObserver((list) => {
   for (const entry of list.getEntries()) if (entry.name === "first-contentful-paint") done(entry.startTime);
@@ -57,7 +57,7 @@ async def test_nothing_inline_and_nothing_from_elsewhere(serve: Serve) -> None:
         assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:", html)
         assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", html))
         addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
-        assert all(address.startswith("/") or address == "#main" for address in addresses)
+        assert all(re.match(r"/(?!/)|#", address) for address in addresses)
     for name, file in site().static.items():
         found = re.findall(rb"https?://[^\s\"')]+", file.body)
         assert set(found) <= {b"http://www.w3.org/2000/svg"}, name
@@ -83,6 +83,29 @@ async def test_the_browser_enforces_it(start: Start, visit: Open) -> None:
     assert broken == ["img-src", "require-trusted-types-for", "style-src-elem"]
     assert len(seen.complaints) >= 3
     seen.complaints.clear()
+
+
+async def test_the_reference_of_the_api_needs_nobody_else(start: Start, visit: Open) -> None:
+    """Under the policy, with no request to elsewhere (`watched` sees to both): every route and object is
+    there, and what names an object leads to it."""
+    url = await start(story())
+    page = await (await visit(url)).open()
+    await page.get_by_role("link", name="API reference").click()
+    await expect(page.locator("h1")).to_have_text("API reference")
+    await expect(page.locator("#health-text")).to_have_text("Ready")
+    async with httpx.AsyncClient(base_url=url) as client:
+        document = (await client.get("/openapi.json")).json()
+        assert (await client.get("/redoc")).status_code == 404
+    named = await page.locator(".entry h3").all_text_contents()
+    routes = [f"{m.upper()} {path}" for path, found in document["paths"].items() for m in found]
+    assert named == routes + sorted(document["components"]["schemas"])
+    post = page.locator("#post-v1-improve")
+    await expect(post).to_contain_text("Improve a response.")
+    await post.get_by_role("link", name="ImproveRequest").click()
+    await expect(page.locator(":target h3")).to_have_text("ImproveRequest")
+    await expect(page.locator(":target")).to_contain_text("max_iterations integer (≥ 1, ≤ 20) default 3")
+    dead = "[...document.querySelectorAll('a[href^=\"#\"]')].filter((a) => !document.querySelector(a.hash))"
+    assert await page.evaluate(f"{dead}.map((a) => a.hash)") == []
 
 
 async def test_static_files_are_kept_for_good_under_their_digest(serve: Serve) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from playwright.async_api import Page, expect
 
 from app.improve.edits import hunks
 from tests.browser.conftest import Open, Start, static
-from tests.browser.story import story, write
+from tests.browser.story import BEST, story, write
 
 LETTERS = ["a", "b", "c", "red", "é", "𝒳", "👍🏽", " ", " ", "  ", "\n"]
 
@@ -139,6 +141,7 @@ async def test_the_snippets_do_what_the_page_does(page: Page) -> None:
     assert set(sent) == {"messages", "reference", "seed", "keep", "temperature"}, "no defaults"
     command, program = [await page.locator(f"#{name}").text_content() for name in ("curl", "python")]
     assert command and program
+    assert "from app.client import Client" in program
     answers = []
     for arguments in (["bash", "-c", command], [sys.executable, "-c", program]):
         done = await run(arguments)
@@ -153,9 +156,28 @@ async def test_the_snippets_do_what_the_page_does(page: Page) -> None:
     assert requests[0] | sent | keep == requests[0], "the server has kept what the form says"
 
 
-async def run(arguments: list[str]) -> str:
+async def test_the_snippets_read_the_key_from_the_environment(start: Start, visit: Open) -> None:
+    """They hold its variable, and never the key."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl here: apt-get install curl")
+    key = secrets.token_hex(32)
+    page = await (await visit(await start(story(), api_keys=f"reader {key}"))).open()
+    await page.click("#key-open")
+    await page.fill("#key", key)
+    await page.get_by_role("button", name="Use this key").click()
+    await write(page)
+    await page.locator("#code summary").click()
+    command, program = [await page.locator(f"#{name}").text_content() for name in ("curl", "python")]
+    assert command and program and key not in command + program
+    for arguments in (["bash", "-c", command], [sys.executable, "-c", program]):
+        assert BEST in await run(arguments, PIT_API_KEY=key)
+
+
+async def run(arguments: list[str], **environment: str) -> str:
     """A program's output, while the server in this process answers it."""
-    process = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment
+    )
     out, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
     return out.decode()

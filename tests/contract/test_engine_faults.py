@@ -22,8 +22,8 @@ from app.main import create_app
 from app.runtime import Served, start_models
 from app.settings import Settings
 from tests.faults.figures import FULL, Figure, count, say
-from tests.load.processes import free_port
 from tests.load.processes import server as server_process
+from tests.ports import free_port
 
 pytestmark = pytest.mark.engine
 TIMES: dict[str, Any] = {} if FULL else {"watchdog_s": 3.0, "probe_s": 1.0}
@@ -203,9 +203,11 @@ async def test_no_engine_outlives_a_server_that_is_killed(
         ) as running:
             (engine,) = engines_of(running.process)
             if how == "started again":
-                engine.kill()
+                killed = engine
+                killed.kill()
                 async with asyncio.timeout(150):
-                    while engine in engines_of(running.process) or not await is_ready(running.url):
+                    # The dead engine is gone before the server says that it is not ready.
+                    while engines_of(running.process) in ([], [killed]) or not await is_ready(running.url):
                         await asyncio.sleep(0.2)
                 (engine,) = engines_of(running.process)
             assert os.getpgid(engine.pid) != os.getpgid(running.process.pid), "Ctrl-C would reach it"

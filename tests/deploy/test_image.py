@@ -20,7 +20,7 @@ from scripts import setup
 from tests.deploy import dockerfile
 from tests.deploy.dockerfile import DOCKERFILE, ROOT, Stage
 from tests.faults.server import fake_server
-from tests.load.processes import free_port
+from tests.ports import free_port
 
 TARGETS = ("gateway", "cpu", "gpu")
 TEXT = DOCKERFILE.read_text(encoding="utf-8")

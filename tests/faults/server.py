@@ -19,7 +19,8 @@ from app.engines.base import Delta, FinishReason, Message, Prompt, Sampling, Too
 from app.improve.options import Models
 from app.settings import Settings
 from tests.app.fakes import FakeEngine, FakeScorer, factory_of, fake_models, words_of
-from tests.load.processes import Server, free_port, server
+from tests.load.processes import Server, server
+from tests.ports import free_port
 
 WORD_FOLLOWS = -1
 

@@ -26,7 +26,7 @@ from tests.app.conftest import new_postgres, postgres_cluster  # noqa: F401 - a 
 from tests.app.loops import result_of
 from tests.faults.batch_server import models
 from tests.faults.figures import Figure, count, say
-from tests.load.processes import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 4

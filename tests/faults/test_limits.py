@@ -21,7 +21,8 @@ import pytest
 from tests.app.redis_server import RedisServer, redis_server
 from tests.app.test_telemetry import value
 from tests.faults.figures import Figure, count, say
-from tests.load.processes import Server, free_port, server
+from tests.load.processes import Server, server
+from tests.ports import free_port
 
 CLIENTS = 200
 SECONDS = count(75, 3)

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tests.faults.figures import Figure, count, say
-from tests.load.processes import Server, free_port, server
+from tests.load.processes import Server, server
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 SCORING_S = 1.0

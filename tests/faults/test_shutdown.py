@@ -18,7 +18,8 @@ import pytest
 
 from tests.faults.figures import Figure, count, say
 from tests.faults.server import fake_server
-from tests.load.processes import Server, free_port
+from tests.load.processes import Server
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "say hello"}], "reference": "no"}
@@ -29,6 +30,8 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT | {"stream": True}),
     ("/v1/chat/completions", CHAT),
 ]
+DRAFTED = [*ASKED["messages"], {"role": "assistant", "content": "no"}]
+PIT = [{"model": "pit", "messages": DRAFTED, "stream": stream} for stream in (True, False)]
 ENDS = {"/v1/improve": "event: run.completed", "/v1/chat/completions": "data: [DONE]"}
 
 
@@ -98,15 +101,16 @@ async def in_flight(http: aiohttp.ClientSession, server: Server, number: int) ->
 async def test_what_takes_longer_than_the_grace_is_cancelled_with_its_best(
     tmp_path: Path, forced: bool
 ) -> None:
-    """A second signal is the end of the grace. Runs answer with their best so far and are stored; what has no
-    best says why it ends."""
+    """A second signal is the end of the grace. Runs answer with their best so far and are stored, chats of
+    model pit too; what has no best says why it ends."""
     grace = 60.0 if forced else 1.0
     with fake_server(tmp_path, token_ms=50, tokens=400, shutdown_grace_s=grace) as server:
         async with aiohttp.ClientSession() as http:
             improve = [asyncio.create_task(ask(http, server.url, *kind)) for kind in KINDS[:2]]
+            pit = [asyncio.create_task(ask(http, server.url, KINDS[2][0], body)) for body in PIT]
             chats = [http.post(server.url + path, json=body) for path, body in KINDS[2:]]
             begun = [asyncio.create_task(request.__aenter__()) for request in chats]
-            await in_flight(http, server, 4)
+            await in_flight(http, server, 6)
             stream = await begun[0]
             told = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
@@ -119,6 +123,12 @@ async def test_what_takes_longer_than_the_grace_is_cancelled_with_its_best(
                 assert (result["stop_reason"], result["response"], result["stored"]) == (
                     "cancelled", "no", True,
                 )  # fmt: skip
+            streamed, answered = await asyncio.gather(*pit)
+            chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+            assert "".join(one["choices"][0]["delta"].get("content", "") for one in chunks) == "no"
+            last = json.loads(answered)["choices"][0]
+            assert last["message"]["content"] == "no"
+            assert chunks[-1]["choices"][0]["finish_reason"] == last["finish_reason"] == "stop"
             ended = (await stream.text()).strip().split("\n\n")
             assert ended[-1] == "data: [DONE]"
             assert json.loads(ended[-2].removeprefix("data: "))["error"]["code"] == "not_ready"

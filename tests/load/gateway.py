@@ -17,7 +17,8 @@ from app.bench import Kind, Load
 from tests.load import peers
 from tests.load.figures import Bar, Result, Spread, ratios, spread
 from tests.load.inside import drive
-from tests.load.processes import Server, free_port, server
+from tests.load.processes import Server, server
+from tests.ports import free_port
 
 USERS, REQUESTS, ROUNDS = 8, 100, 5
 KINDS: dict[Kind, str] = {"chat": "unary", "chat-stream": "stream of 16"}

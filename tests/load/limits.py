@@ -22,7 +22,8 @@ from tests.app.redis_server import redis_server
 from tests.load.figures import Bar, Result
 from tests.load.gateway import IMPROVE_TURN, upstream
 from tests.load.open_loop import open_loop
-from tests.load.processes import LoadError, Server, free_port, server
+from tests.load.processes import LoadError, Server, server
+from tests.ports import free_port
 
 ADMISSIONS = 5000
 RATE, SECONDS, ROUNDS = 100, 5, 4

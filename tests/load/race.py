@@ -17,7 +17,8 @@ import httpx
 from tests.load import peers
 from tests.load.figures import Bar, Result, ratios, spread
 from tests.load.gateway import Contestant, Rounds, start_gateway, start_peer, upstream
-from tests.load.processes import LoadError, free_port
+from tests.load.processes import LoadError
+from tests.ports import free_port
 from training.helpdesk import gold_score
 from training.synthetic import make_pairs
 

@@ -15,9 +15,10 @@ import pytest
 from app.bench import Load
 from tests.load.figures import Bar, Result, ratios, spread
 from tests.load.gateway import KINDS, Contestant, cost, upstream
-from tests.load.processes import LoadError, Server, free_port, server
+from tests.load.processes import LoadError, Server, server
 from tests.load.quality import ITERATIONS, Points
 from tests.load.upstream import FALLBACK, parse_chat, question_of, rating, render_chat
+from tests.ports import free_port
 from training.helpdesk import gold_score
 from training.synthetic import make_pairs
 

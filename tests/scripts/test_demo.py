@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from scripts import demo
+from tests.ports import free_port
 
 PIT_TRAIN = """
 import json, pathlib, sys
@@ -65,9 +66,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def calls(place: Path) -> list[str]:

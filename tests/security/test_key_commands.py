@@ -21,12 +21,12 @@ from app.key_commands import public_id
 from app.server import serve
 from app.settings import Settings, SettingsError
 from app.store.database import upgrade_database
-from tests.app.conftest import execute, free_port, new_postgres
+from tests.app.conftest import execute, new_postgres
 from tests.app.test_api import assert_error
 from tests.app.upstream import FakeUpstream
+from tests.ports import free_port
 from tests.security.conftest import add_key, bearer, unknown_key
 
-__all__ = ["free_port"]
 ROOT = Path(__file__).resolve().parents[2]
 BODY = {"messages": [{"role": "user", "content": "What color ?"}], "reference": "Blue.", "max_iterations": 1}
 
@@ -80,11 +80,11 @@ async def serving(port: int, log: Path, *arguments: str) -> AsyncGenerator[str, 
             await asyncio.wait_for(process.wait(), 30)
 
 
-async def test_keys_are_made_and_revoked_while_a_server_runs(tmp_path: Path, free_port: int) -> None:
+async def test_keys_are_made_and_revoked_while_a_server_runs(tmp_path: Path) -> None:
     """The way of a user: an open server, a first key, the commands with it, its end. The log has no key."""
     log, place = tmp_path / "log", ("--database", f"sqlite:///{tmp_path}/pit.db")
     turn = ("--improve-turn", "Better, please.", "--log-level", "debug")
-    async with serving(free_port, log, *place, *turn) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(free_port(), log, *place, *turn) as url, httpx.AsyncClient(base_url=url) as client:
         assert (await client.post("/v1/improve", json=BODY)).status_code == 200
         status, out, said = await pit("keys", "create", "laptop", "--expires", "30d", *place)
         key = out.strip()

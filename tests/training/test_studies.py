@@ -122,6 +122,7 @@ def test_the_main_table_through_the_real_server(tmp_path: Path, monkeypatch: pyt
     result = read_result(path)
     bars = {bar.name: bar.passed for bar in result.figures.bars}
     assert bars["PIT vs Original"] and not bars["prompts in all"]
+    assert bars["PIT vs the best Self-Refine, 3 iterations each"]
     assert bars["PIT vs the best Self-Refine, the least of equal counts"]
     assert "MISS  prompts in all: 6" in text
     assert result.cost["answers"] > 0 and result.models["7"]["improver"].startswith("sha256:")

@@ -98,11 +98,11 @@ def test_a_text_that_is_no_help_desk_prompt_is_refused() -> None:
         parse_question("What is the price?")
 
 
-@given(SEEDS, st.floats(0, 1))
-def test_every_sentence_of_the_writer_is_understood(seed: int, carelessness: float) -> None:
+@given(SEEDS, st.floats(0, 1), st.floats(0, 1))
+def test_every_sentence_of_the_writer_is_understood(seed: int, carelessness: float, habits: float) -> None:
     rng = random.Random(seed)
     question = make_question(rng, 0.3)
-    response = write_response(question, rng, carelessness)
+    response = write_response(question, rng, carelessness, habits)
     assert "junk" not in {sentence.kind for sentence in parse_response(question, response)}
 
 
@@ -144,6 +144,29 @@ def test_the_labels_carry_some_noise_and_not_too_much() -> None:
 def test_less_noise_agrees_more() -> None:
     differing = [(good, bad) for good, bad in map(scores, make_pairs(500, seed=5, noise=0.05)) if good != bad]
     assert sum(good > bad for good, bad in differing) / len(differing) > 0.98
+
+
+@given(SEEDS)
+def test_a_careful_writer_with_habits_has_these_alone(seed: int) -> None:
+    rng = random.Random(seed)
+    question = make_question(rng, 0.0)
+    response = write_response(question, rng, 0.0, habits=1.0)
+    wanted = [("missing", a) for a in question.asked[2:]] + [("closing", "")]
+    unasked = [a for a in question.facts if a not in question.asked]
+    found = find_defects(question, response)
+    assert [defect for defect in found if defect[0] != "unasked"] == wanted
+    assert sum(kind == "unasked" for kind, _ in found) == bool(unasked)
+
+
+@pytest.mark.parametrize(("habits", "most"), [(0.0, False), (0.9, True)])
+def test_most_preferred_responses_show_a_strong_habit(habits: float, most: bool) -> None:
+    shown = Counter[str]()
+    pairs = make_pairs(1_000, 4, 0.7, habits)
+    for pair in pairs:
+        question = parse_question(pair.prompt[0]["content"])
+        shown.update({kind for kind, _ in find_defects(question, pair.chosen)})
+    for kind in ("missing", "unasked", "closing"):
+        assert (shown[kind] > len(pairs) / 2) == most, kind
 
 
 def test_the_data_is_a_function_of_the_seed() -> None:

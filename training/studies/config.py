@@ -15,6 +15,7 @@ Kind = Literal[
     "overoptimisation", "edits", "preferences",
 ]  # fmt: skip
 Family = Literal["original", "pit", "self_refine", "best_of_n"]
+Rubric = Literal["all", "polite", "complete"]
 
 
 class StudyConfig(BaseModel):
@@ -24,7 +25,7 @@ class StudyConfig(BaseModel):
     run of another seed than the configuration's own gets its seed behind its output's name. `variants` name
     trainings that differ from the run, each by a list of overrides; only the stages that differ are trained.
     `temperatures` are a system family's own (drafts included), for `main`; what is not named samples as the
-    checkpoints recommend. `grid` are the temperatures of the sweep.
+    checkpoints recommend. `grid` are the temperatures of the sweep. `rubrics` are Self-Refine's, for `main`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +43,7 @@ class StudyConfig(BaseModel):
     deadline_s: float = Field(default=300.0, gt=0)
     temperatures: dict[Family, float] = {}
     grid: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    rubrics: tuple[Rubric, ...] = Field(default=("all", "polite", "complete"), min_length=1)
     variants: dict[str, tuple[str, ...]] = {}
 
     def run_config(self, seed: int) -> RunConfig:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from training.data import PreferencePair
-from training.helpdesk import gold_score
+from training.helpdesk import PERFECT, gold_score
 
 JUDGE = "gold"
 UNIT = "gold points"
+HIGHEST = PERFECT
+"""No score is above it: where a baseline has it, nothing can win."""
 
 
 def scores(pairs: Sequence[PreferencePair], texts: Sequence[str]) -> list[float]:

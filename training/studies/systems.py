@@ -90,13 +90,15 @@ class System:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
-def self_refines(iterations: int, temperature: float | None = None) -> dict[str, System]:
+def self_refines(
+    iterations: int, temperature: float | None = None, rubrics: Sequence[str] = tuple(RUBRICS)
+) -> dict[str, System]:
     """Self-Refine with each rubric, by its name in tables."""
     return {
         f"Self-Refine ({rubric})": System(
             "self_refine", iterations=iterations, rubric=rubric, temperature=temperature
         )
-        for rubric in RUBRICS
+        for rubric in rubrics
     }
 
 

@@ -9,15 +9,13 @@ export function curl(body, origin, withKey) {
 }
 
 export function python(body, origin, withKey) {
-  const header = withKey ? `\n    headers={"authorization": f"Bearer {os.environ['${KEY}']}"},` : "";
-  return `${withKey ? "import os\n\n" : ""}import httpx
+  const fields = Object.entries(body).map(([name, value]) => `        ${name}=${literal(value, 2)},\n`);
+  return `${withKey ? "import os\n\n" : ""}from app.client import Client
 
-run = httpx.post(
-    "${origin}/v1/improve",${header}
-    json=${literal(body, 1)},
-    timeout=None,
-)
-print(run.raise_for_status().json()["response"])`;
+with Client("${origin}"${withKey ? `, os.environ["${KEY}"]` : ""}) as client:
+    answer = client.improve(
+${fields.join("")}    )
+print(answer.response)`;
 }
 
 /** A JSON value as Python writes it. */
