@@ -174,6 +174,8 @@ def _judge_table(name: str, found: Sequence[Judgement]) -> Table:
         "Δ = win% − lose%, ties are the rest, with 95% bootstrap intervals over the prompts. y_w vs y_l says "
         f"what the judge itself is worth. Systems that iterate: after at most {HEADLINE} iterations."
     )
+    if name == WORDS:
+        text += " It sees words alone: it cannot tell nonsense made of good words from an answer."
     columns = ["comparison", "win %", "lose %", "Δ", "Δ at equal length", "n", "no verdict", "words"]
     return Table(f"Judged by {name}", columns, rows, text)
 
