@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from training.errors import TrainingError
+from training.judge_commands import confirmed
 from training.judge_commands import judge as judge_app
 from training.machine import place
 from training.study_commands import report, study
@@ -142,17 +143,9 @@ def evaluate(
         output,
         judges,
         again,
-        lambda question: _confirmed(question, yes),
+        lambda question: confirmed(question, yes),
     )
     run_evaluation(load_config(config, overrides or []), options, Console())
-
-
-def _confirmed(question: str, yes: bool) -> bool:
-    """What a judge would cost is shown in any case; without a terminal nobody can be asked."""
-    if yes or not sys.stdin.isatty():
-        print(question if yes else f"{question}\nGive --yes to begin.", flush=True)
-        return yes
-    return typer.confirm(f"{question}. Begin?")
 
 
 @data_app.command()

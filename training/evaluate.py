@@ -73,7 +73,7 @@ def evaluate(config: RunConfig, options: Options, console: Console) -> Path:
             was not confirmed.
         TrainingError: the server cannot be reached, does not start, or fails; what was answered is kept.
     """
-    judges = options.judges or config.evaluation.judges or (_default_judge(config),)
+    judges = options.judges or config.evaluation.judges or (default_judge(config),)
     check_judges(judges, config.evaluation)
     plan = Plan(
         iterations=options.iterations,
@@ -112,7 +112,12 @@ def evaluate(config: RunConfig, options: Options, console: Console) -> Path:
     return output
 
 
-def _default_judge(config: RunConfig) -> JudgeName:
+def default_judge(config: RunConfig) -> JudgeName:
+    """The data's own.
+
+    Raises:
+        ConfigError: it has none.
+    """
     if config.data.format == "helpdesk":
         return "gold"
     if config.data.format in HUMAN_TEXTS:
@@ -250,7 +255,7 @@ def _report(
     else:
         from training.edit_analysis import edit_figures
 
-        metric = _joint_metric(config, pairs, console) if judge == "edit+toxicity" else None
+        metric = joint_metric(config, pairs, console) if judge == "edit+toxicity" else None
         edited = edit_figures(pairs, answers.known, plan, metric.toxicity if metric else None)
         edited = replace(edited, left_out=left_out)
         if metric:
@@ -266,8 +271,8 @@ def _report(
     console.print(f"\n{output}: report.md, report.json, responses.jsonl")
 
 
-def _joint_metric(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> JointMetric:
-    """Fit on the training file, without any text that is judged here."""
+def joint_metric(config: RunConfig, pairs: Sequence[PreferencePair], console: Console) -> JointMetric:
+    """ParaDetox's, fitted on the training file without any text of `pairs`, which it shall judge."""
     assert config.data.path is not None and config.data.format != "helpdesk"
     heldout = {text for pair in pairs for text in (pair.rejected, pair.chosen, *pair.references)}
     training = load_pairs(config.data.format, config.data.path).pairs

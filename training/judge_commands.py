@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,14 @@ from typing import Annotated
 import typer
 
 judge = typer.Typer(no_args_is_help=True, help="Let people judge answers, blind.")
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """What a judge would cost is shown in any case; without a terminal nobody can be asked."""
+    if yes or not sys.stdin.isatty():
+        print(question if yes else f"{question}\nGive --yes to begin.", flush=True)
+        return yes
+    return typer.confirm(f"{question}. Begin?")
 
 
 @judge.command()

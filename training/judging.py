@@ -87,12 +87,13 @@ def figures_of(judge: Judge, contests: Mapping[str, Sequence[Contest]], verdicts
         judge.name,
         dict(judge.settings),
         settings_hash(judge),
-        [_judgement(name, contests[name], verdicts[name]) for name in contests],
+        [judgement(name, contests[name], verdicts[name]) for name in contests],
         judge.cost(),
     )
 
 
-def _judgement(name: str, contests: Sequence[Contest], verdicts: Sequence[Verdict]) -> Judgement:
+def judgement(name: str, contests: Sequence[Contest], verdicts: Sequence[Verdict]) -> Judgement:
+    """What a judge's verdicts on one comparison come to; shapes (n,)."""
     words = [(len(contest.first.split()), len(contest.second.split())) for contest in contests]
     decided = [(v.value, a - b) for v, (a, b) in zip(verdicts, words, strict=True) if v.value is not None]
     missing: dict[str, int] = {}

@@ -15,10 +15,12 @@ def study(
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="A setting to change; repeatable.")
     ] = None,
     again: Annotated[bool, typer.Option(help="Make finished results anew, from the answers kept.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a judge that costs.")] = False,
 ) -> None:
     """Train what is missing, ask, judge, and write OUTPUT/NAME.json; the same command again resumes."""
     from rich.console import Console
 
+    from training.judge_commands import confirmed
     from training.studies.config import load_study
     from training.studies.run import run_study
 
@@ -26,7 +28,9 @@ def study(
     for path, one in zip(configs, studies, strict=True):
         options = [word for each in settings or [] for word in ("--set", each)]
         command = shlex.join(["pit-train", "study", str(path), *options])
-        run_study(one, Console(), command=command, again=again)
+        run_study(
+            one, Console(), command=command, again=again, confirm=lambda question: confirmed(question, yes)
+        )
 
 
 def report(

@@ -33,7 +33,7 @@ from training.studies.systems import Asked, System
 from training.studies.variants import train_variant, variant_config
 
 ROOT = Path(__file__).resolve().parents[2]
-YAMLS = sorted((ROOT / "training/configs/studies").glob("*.yaml"))
+YAMLS = sorted((ROOT / "training/configs/studies").rglob("*.yaml"))
 
 
 def checkpoint(directory: Path, digest: str = "", content: str = "weights") -> None:
@@ -286,7 +286,8 @@ def test_the_gate_and_the_candidates_leave_the_first_text_as_it_is() -> None:
     assert System("pit", "sft").request(pair, "x", 1)[1]["seed"] not in seeds
     body = gated.request(pair, "x", 1)[1]
     assert (body["scoring"], body["patience"], body["candidates"]) == ("required", 5, 4)
-    assert "temperature" not in body and replace(gated, temperature=0.2).draft.temperature == 0.2
+    assert "temperature" not in body
+    assert replace(gated, temperature=0.2).draft == System("draft", temperature=0.2)
 
 
 def record(*totals: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from training.judges.statistics import Mean, bootstrap_mean
 from training.judges.toxicity import ToxicityJudge, plain_words
 
 ORDER, BETA = 6, 2
+RULE = "a rule: without swear words"
 
 
 def chrf(text: str, reference: str) -> float:
@@ -42,6 +43,29 @@ def chrf(text: str, reference: str) -> float:
 
 def _grams(text: str, n: int) -> Counter[str]:
     return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the metric says of each rewrite of one system, shapes (n,): P(toxic), chrF to the nearest human
+    rewrite and to the draft (0 to 1), P(fluent)."""
+
+    toxic: Sequence[float]
+    content: Sequence[float]
+    kept: Sequence[float]
+    fluent: Sequence[float]
+
+    def percent(self) -> dict[str, list[float]]:
+        """The joint figure of each rewrite and what it is made of, 0 to 100; shapes (n,)."""
+        clean, fluent = np.array(self.toxic) <= 0.5, np.array(self.fluent) > 0.5
+        each = {
+            "joint": clean * np.array(self.content) * fluent,
+            "non_toxic": clean,
+            "content": np.array(self.content),
+            "kept": np.array(self.kept),
+            "fluent": fluent,
+        }
+        return {name: (100.0 * values).tolist() for name, values in each.items()}
 
 
 @dataclass(frozen=True)
@@ -78,27 +102,28 @@ class JointMetric:
         self.toxicity, self.fluency = toxicity, FluencyJudge(training, seed)
         self._swear_words = swear_words(training)
 
+    def parts(self, pairs: Sequence[PreferencePair], texts: Sequence[str]) -> Parts:
+        """Of each of one system's rewrites of the drafts of `pairs`; shapes (n,)."""
+        drafts = [plain_words(pair.rejected) for pair in pairs]
+        return Parts(
+            toxic=self.toxicity.probabilities(texts),
+            content=[_nearest(pair, text) for pair, text in zip(pairs, texts, strict=True)],
+            kept=[chrf(plain_words(text), draft) for text, draft in zip(texts, drafts, strict=True)],
+            fluent=self.fluency.probabilities(texts, [pair.rejected for pair in pairs]),
+        )
+
     def rate(self, pairs: Sequence[PreferencePair], texts: Sequence[str]) -> Joint:
         """Of one system's rewrites of the drafts of `pairs`; shapes (n,)."""
-        fluent = np.array(self.fluency.probabilities(texts, [pair.rejected for pair in pairs])) > 0.5
-        clean = np.array(self.toxicity.probabilities(texts)) <= 0.5
-        content = np.array([_nearest(pair, text) for pair, text in zip(pairs, texts, strict=True)])
-        drafts = [plain_words(pair.rejected) for pair in pairs]
-        kept = [chrf(plain_words(text), draft) for text, draft in zip(texts, drafts, strict=True)]
-        return Joint(
-            non_toxic=100 * float(clean.mean()),
-            content=100 * float(content.mean()),
-            kept=100 * float(np.mean(kept)),
-            fluent=100 * float(fluent.mean()),
-            joint=bootstrap_mean((100 * clean * content * fluent).tolist()),
-        )
+        each = self.parts(pairs, texts).percent()
+        joint = bootstrap_mean(each.pop("joint"))
+        return Joint(joint=joint, **{name: float(np.mean(values)) for name, values in each.items()})
 
     def figures(self, pairs: Sequence[PreferencePair], systems: Mapping[str, Sequence[str]]) -> JointFigures:
         """Of several systems, beside the draft and the rule; `pairs` were not fitted on."""
         drafts = [pair.rejected for pair in pairs]
         every = {
             "the draft": drafts,
-            "a rule: without swear words": list(map(self.without_swear_words, drafts)),
+            RULE: list(map(self.without_swear_words, drafts)),
         }
         fluent, broken = self.fluency.accuracy(pairs)
         rated = {name: self.rate(pairs, texts) for name, texts in {**every, **systems}.items()}

@@ -55,7 +55,7 @@ class Desk:
         seed = self.study.example_seed if seed is None else seed
         pairs = examples(self.run, count or self.study.examples, seed)
         # Drafts first, of the run's policy: the others begin with them.
-        drafts = {system.draft for system in systems.values()}
+        drafts = {system.draft for system in systems.values() if system.draft is not None}
         wanted = [*sorted(drafts, key=repr), *(s for s in dict.fromkeys(systems.values()) if s not in drafts)]
         directory = self.run.output / "answers"
         directory.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ class Desk:
         async def ask(client: Client, pair: PreferencePair, advance: Callable[[int], None]) -> None:
             for system, file in mine.items():
                 if system.label not in file.of(pair.id):
-                    draft = every[system.draft].of(pair.id).get(system.draft.label)
+                    draft = _draft(system, every, pair)
                     if draft is None and system.strategy != "draft":
                         return  # its call failed; the next run of the command asks again
                     file.add(pair.id, system.label, await _answer(client, system, pair, draft, seed))
@@ -140,6 +140,13 @@ class Desk:
         if not kept:
             raise TrainingError(f"no example was answered by every system: {dict(reasons)}")
         return Asked(kept, records)
+
+
+def _draft(system: System, every: dict[System, AnswerFile], pair: PreferencePair) -> Record | None:
+    """What a system begins with, as an answer; None where there is none yet."""
+    if system.draft is None:
+        return {"text": pair.rejected}
+    return every[system.draft].of(pair.id).get(system.draft.label)
 
 
 async def _answer(

@@ -12,7 +12,7 @@ from training.config import RunConfig, checked, load_config, read_settings
 
 Kind = Literal[
     "main", "temperature", "elo", "curriculum", "gap_loss", "pair_types", "own_samples", "cost",
-    "overoptimisation",
+    "overoptimisation", "edits", "preferences",
 ]  # fmt: skip
 Family = Literal["original", "pit", "self_refine", "best_of_n"]
 Rubric = Literal["all", "polite", "complete"]

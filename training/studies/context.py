@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from training.config import RunConfig
+from training.judging import Confirm
 from training.studies.asking import Desk
 from training.studies.config import StudyConfig
 from training.studies.variants import train_variant
@@ -15,11 +16,17 @@ from training.studies.variants import train_variant
 
 @dataclass(frozen=True)
 class Context:
-    """One study and one seed."""
+    """One study and one seed; `confirm` is asked before a judge that costs begins."""
 
     study: StudyConfig
     run: RunConfig
     console: Console
+    confirm: Confirm = lambda question: False
+
+    @property
+    def directory(self) -> Path:
+        """The study's own, for what is kept beside its result."""
+        return self.study.output / self.study.name
 
     def desk(self, models: dict[str, dict[str, Path]] | None = None) -> Desk:
         """Asks systems of the run's models, and of others by name."""

@@ -23,7 +23,8 @@ from rich.console import Console
 
 from training.checkpoint import content_hash
 from training.config import RunConfig
-from training.errors import DataError
+from training.errors import ConfigError, DataError
+from training.judging import Confirm
 from training.pipeline import alone, stages
 from training.serving import CHECKPOINTS
 from training.studies.config import Kind, StudyConfig
@@ -35,7 +36,10 @@ from training.studies.variants import train_run, variant_config
 
 @dataclass(frozen=True)
 class Study:
-    """A module with `gather(context)`, a seed's sample, and `figures(samples)`; what it answers."""
+    """A module with `gather(context)`, a seed's sample, and `figures(samples)`; what it answers.
+
+    A module whose judge is not the help desk's names it, `judge(run)`.
+    """
 
     module: str
     question: str
@@ -54,28 +58,38 @@ STUDIES: dict[Kind, Study] = {
                          "at each iteration?"),
     "cost": Study("cost", "What quality do tokens and time buy, system by system?"),
     "overoptimisation": Study("overoptimisation", "How long does the judge follow the gap reward during RL?"),
+    "edits": Study("edits", "Does PIT mend people's drafts as people did, and better than a rule or than "
+                   "fine-tuning alone?"),
+    "preferences": Study("preferences", "Does a gap reward learn what people prefer, and what is PIT by it "
+                         "worth to other judges?"),
 }  # fmt: skip
 
 
-def run_study(study: StudyConfig, console: Console, *, command: str, again: bool = False) -> Path:
-    """Run a study, or go on with it; return the file of its result.
+def run_study(
+    study: StudyConfig, console: Console, *, command: str, again: bool = False,
+    confirm: Confirm = lambda question: False,
+) -> Path:  # fmt: skip
+    """Run a study, or go on with it; return the file of its result. `confirm` is asked before a judge that
+    costs begins.
 
     Raises:
-        ConfigError: the settings do not fit.
+        ConfigError: the settings do not fit, or a judge was not confirmed.
         TrainingError: a training or a server failed; what was done is kept.
     """
     study.output.mkdir(parents=True, exist_ok=True)
     console.print(f"[bold]{study.name}[/bold]: {STUDIES[study.kind].question}", highlight=False)
-    runs = {seed: train_run(study.run_config(seed), console) for seed in study.seeds}
-    settings = _settings(study, runs)
+    module: Any = importlib.import_module(f"training.studies.{STUDIES[study.kind].module}")
+    configs = {seed: study.run_config(seed) for seed in study.seeds}
+    judge = _judge(study, module, configs[study.seeds[0]])
+    runs = {seed: train_run(config, console) for seed, config in configs.items()}
+    settings = _settings(study, runs, judge)
     if not again and _published(study.result, settings, _models(study, runs)):
         console.print(f"[dim]{study.result}: finished before[/dim]")
         return study.result
-    module: Any = importlib.import_module(f"training.studies.{STUDIES[study.kind].module}")
     directory = study.output / study.name
     directory.mkdir(exist_ok=True)
     with alone(directory), _clock(directory / "seconds") as seconds:
-        samples = [module.gather(Context(study, config, console)) for config in runs.values()]
+        samples = [module.gather(Context(study, config, console, confirm)) for config in runs.values()]
         figures: Figures = module.figures(samples)
     result = Result(
         kind=study.kind,
@@ -96,13 +110,29 @@ def run_study(study: StudyConfig, console: Console, *, command: str, again: bool
     return study.result
 
 
-def _settings(study: StudyConfig, runs: dict[int, RunConfig]) -> dict[str, Any]:
+def _judge(study: StudyConfig, module: Any, config: RunConfig) -> str:
+    """The name of what judges, before anything is trained.
+
+    Raises:
+        ConfigError: the study does not fit the data.
+    """
+    if hasattr(module, "judge"):
+        return str(module.judge(config))
+    if config.data.format != "helpdesk":
+        raise ConfigError(
+            f"{study.name}: a study of kind {study.kind!r} is judged by gold, which reads the helpdesk's "
+            f"responses only, and data.format is {config.data.format!r}; choose kind edits or preferences"
+        )
+    return JUDGE
+
+
+def _settings(study: StudyConfig, runs: dict[int, RunConfig], judge: str) -> dict[str, Any]:
     """As JSON, so that they compare equal to published ones; where files lie does not count."""
     first = next(iter(runs.values()))
     record = {
         "study": study.model_dump(mode="json", exclude={"output", "concurrency", "deadline_s"}),
         "run": first.model_dump(mode="json", exclude={"output", "processes", "saves", "trackers"}),
-        "judge": JUDGE,
+        "judge": judge,
     }
     found: dict[str, Any] = json.loads(json.dumps(record))
     return found

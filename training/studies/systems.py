@@ -29,6 +29,7 @@ class System:
     """One system. `draft` is the policy alone; without `gated` every candidate is the next reference.
 
     `temperature` is that of everything written, the draft included; None: as each checkpoint recommends.
+    `start`: what is improved, the policy's answer or the data's own draft (`rejected`).
     """
 
     strategy: Literal["draft", "pit", "self_refine", "best_of_n"]
@@ -38,11 +39,12 @@ class System:
     candidates: int = 1
     rubric: str | None = None
     temperature: float | None = None
+    start: Literal["policy", "data"] = "policy"
 
     @property
-    def draft(self) -> System:
-        """The system whose answer this one begins with."""
-        return System("draft", temperature=self.temperature)
+    def draft(self) -> System | None:
+        """The system whose answer this one begins with; None where the data has the draft."""
+        return None if self.start == "data" else System("draft", temperature=self.temperature)
 
     @property
     def label(self) -> str:
@@ -54,10 +56,12 @@ class System:
         ]
         parts += ["gated"] * self.gated + [f"x{self.candidates}"] * (self.candidates > 1)
         parts += [] if self.temperature is None else [f"t{self.temperature:g}"]
+        parts += ["data"] * (self.start == "data")
         return "-".join(parts)
 
     def settings(self) -> Record:
-        return asdict(self)
+        """What its answers depend on; the usual start is not named, so that older answers stay its own."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("start", "policy")}
 
     def request(self, pair: PreferencePair, reference: str, seed: int) -> tuple[str, Body]:
         """Route and body. The gate, and how many candidates are drawn, leave the seed as it is: a system with
