@@ -65,8 +65,8 @@ def test_a_prompt_that_training_or_calibration_saw_is_not_an_example(
     config = config_of(tmp_path)
     known = synthetic.make_pairs(30, 999)
 
-    def overlapping(count: int, *rest: Any) -> list[PreferencePair]:
-        return known + synthetic.make_pairs(count, *rest)
+    def overlapping(count: int, seed: int, **rest: Any) -> list[PreferencePair]:
+        return known + synthetic.make_pairs(count, seed, **rest)
 
     monkeypatch.setattr("training.evaluate.make_pairs", overlapping)
     found = {pair.prompt[0]["content"] for pair in examples(config, 20, 1)}
