@@ -26,12 +26,14 @@ SEED = 7
 
 @pytest.mark.slow
 def test_every_operation_keeps_its_schema(tmp_path: Path) -> None:
+    """By one worker: with two, schemathesis itself fails now and then ("depth mismatch"), and what it sends
+    differs from run to run."""
     report = tmp_path / "report.json"
     with fake_server(tmp_path, token_ms=0, tokens=8, longest=40) as server:
         command = [
             str(Path(sys.executable).parent / "st"), "--config-file", str(HERE / "schemathesis.toml"), "run",
             f"{server.url}/openapi.json", "--checks", ",".join(CHECKS), "--seed", str(SEED),
-            "--max-examples", str(count(200, 10)), "--workers", "2", "--continue-on-failure",
+            "--max-examples", str(count(200, 10)), "--workers", "1", "--continue-on-failure",
             "--max-response-time", "15", "--suppress-health-check", "all", "--request-timeout", "20",
             "--report", "json", "--report-json-path", str(report),
         ]  # fmt: skip
