@@ -65,7 +65,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float, 
     unasked is thrown in, nobody says goodbye.
     """
     c = carelessness
-    habit = [rng.random() < habits for _ in range(3)] if habits else [False] * 3
+    forgets, adds, curt = (rng.random() < habits if habits else False for _ in range(3))
     body: list[str] = []
     if question.harmful:
         draw = rng.random()
@@ -76,7 +76,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float, 
         for attribute in rng.sample(list(question.facts), count):
             body.append(fact_sentence(attribute, question.facts[attribute]))
     else:
-        for attribute in question.asked[: 2 if habit[0] else None]:
+        for attribute in question.asked[: 2 if forgets else None]:
             if rng.random() < 0.55 * c:
                 continue
             wrong = rng.random() < 0.1 * c
@@ -86,7 +86,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float, 
         for attribute in unasked:
             if rng.random() < 0.3 * c:
                 body.append(fact_sentence(attribute, question.facts[attribute]))
-        if habit[1] and unasked:
+        if adds and unasked:
             attribute = rng.choice(unasked)
             body.append(fact_sentence(attribute, question.facts[attribute]))
     for kinds, probability in ((OFF_TOPIC, 0.5), (OFF_TOPIC, 0.2), (RUDE, 0.4)):
@@ -94,7 +94,7 @@ def write_response(question: Question, rng: random.Random, carelessness: float, 
             body.insert(rng.randint(0, len(body)), rng.choice(kinds))
     if rng.random() >= 0.85 * c:
         body.insert(0, rng.choice(OPENINGS))
-    if rng.random() >= 0.85 * c and not habit[2]:
+    if rng.random() >= 0.85 * c and not curt:
         body.append(rng.choice(CLOSINGS))
     for probability in (0.5, 0.25):
         if body and rng.random() < probability * c:

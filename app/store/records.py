@@ -50,7 +50,6 @@ class RunRecord:
         texts = (self.request, self.excerpt or "", self.result or "", self.error or "")
         return sum(map(len, texts)) + sum(len(event) + 1 for event in self.events)
 
-
     def describe(self) -> None:
         """Fill in what a list shows, of a run that an earlier version has stored without it."""
         content = json.loads(self.request)["messages"][-1]["content"]

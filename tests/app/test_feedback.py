@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,13 +10,13 @@ import pytest
 
 from app.errors import EngineFailed
 from app.improve.options import Models
-from app.store.database import Database, upgrade_database
+from app.store.database import upgrade_database
 from tests.app.conftest import Serve, execute
 from tests.app.fakes import FakeEngine, FakeScorer, fake_models
 from tests.app.identified import identify
 from tests.app.test_api import assert_error
 from tests.app.test_store import SLOW_BODY, slow, until_running
-from tests.app.test_store_upkeep import empty
+from tests.app.test_store_upkeep import at_revision, empty
 
 __all__ = ["empty"]
 
@@ -380,11 +379,7 @@ async def test_without_a_database_there_is_no_feedback(serve: Serve) -> None:
 
 async def test_a_run_of_the_first_schema_has_feedback_after_the_upgrade(serve: Serve, empty: str) -> None:
     """Nothing of the data of an earlier version is lost."""
-    old = Database(empty, timeout_s=30)
-    if old.is_sqlite:
-        Path(old.url.database or "").parent.mkdir(parents=True)
-    await old.upgrade("0001")
-    await old.close()
+    await at_revision(empty, "0001")
     run_id, request = "imp_" + "1" * 32, json.dumps({"messages": MESSAGES})
     result = {"reference": "a", "response": "b", "iterations": [], "models": {}, "identities": {}, "seed": 1}
     columns = "id, server, alive, created, finished, state, bytes, request, result"

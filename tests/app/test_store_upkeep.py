@@ -33,6 +33,15 @@ async def empty(request: pytest.FixtureRequest, tmp_path: Any) -> str:
     return await new_postgres(request.getfixturevalue("postgres_cluster"))
 
 
+async def at_revision(url: str, revision: str) -> None:
+    """A database of an earlier version."""
+    old = Database(url, timeout_s=30)
+    if old.is_sqlite:
+        Path(old.url.database or "").parent.mkdir(parents=True)
+    await old.upgrade(revision)
+    await old.close()
+
+
 async def test_migrations_make_what_the_code_expects(empty: str) -> None:
     """From nothing to the newest revision; a second time changes nothing; then the tables are the code's."""
     assert "upgraded from empty" in await upgrade_database(empty)
@@ -55,11 +64,7 @@ def test_the_newest_revision_is_the_one_that_the_server_asks_for() -> None:
 
 async def test_runs_of_an_earlier_version_are_listed_and_stay_as_they_are(serve: Serve, empty: str) -> None:
     """What a list shows of them is read from what they hold."""
-    old = Database(empty, timeout_s=30)
-    if old.is_sqlite:
-        Path(old.url.database or "").parent.mkdir(parents=True)
-    await old.upgrade("0005")
-    await old.close()
+    await at_revision(empty, "0005")
     steps = [{"accepted": True, "win_probability": 0.75}, {"accepted": False, "win_probability": 0.25}]
     result = json.dumps({"improved": True, "iterations": steps})
     for number, (state, ended) in enumerate({"completed": result, "failed": None, "running": None}.items()):

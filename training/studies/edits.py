@@ -21,7 +21,18 @@ from training.judges import Mean, bootstrap_mean, compare
 from training.judges.formulas import distance
 from training.judges.joint import RULE, Parts
 from training.studies.context import Context
-from training.studies.figures import Cell, Chart, Example, Figures, Series, Table, Value, curve, delta, mean
+from training.studies.figures import (
+    Cell,
+    Chart,
+    Example,
+    Figures,
+    Table,
+    Value,
+    bar_chart,
+    curve,
+    delta,
+    mean,
+)
 from training.studies.systems import RUN, Asked, System, pool
 from training.verdicts import Bar, Edits, agreement, edits, scored_candidates
 
@@ -254,14 +265,11 @@ def _nearness(pair: PreferencePair, text: str) -> float:
 
 def _difference_chart(found: _Found) -> Chart:
     gains = {SHOWN.get(name, name): found.gain(PIT, name) for name in found.systems if name != PIT}
-    order = sorted(gains, key=lambda name: gains[name].mean)
-    each = [gains[name] for name in order]
-    series = Series(
-        "difference", list(range(len(order))), [m.mean for m in each], [m.low for m in each],
-        [m.high for m in each], order,
+    return bar_chart(
+        "against", "PIT as served minus each other system", f"{found.unit}, difference",
+        {name: mean(gain) for name, gain in gains.items()},
+        "Paired, with 95% bootstrap intervals over the drafts.",
     )  # fmt: skip
-    return Chart("against", "PIT as served minus each other system", "bars", "", f"{found.unit}, difference",
-                 [series], "Paired, with 95% bootstrap intervals over the drafts.", zero=True)  # fmt: skip
 
 
 def _loop_charts(found: _Found) -> list[Chart]:

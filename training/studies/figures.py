@@ -95,6 +95,16 @@ class Chart:
     log_x: bool = False
 
 
+def bar_chart(name: str, title: str, label: str, values: Mapping[str, Value], text: str) -> Chart:
+    """A chart with a bar for each value, by its name, and its interval; the smallest first."""
+    order = sorted(values, key=lambda each: values[each].value)
+    y = [values[each].value for each in order]
+    low = [values[each].low or 0.0 for each in order]
+    high = [values[each].high or 0.0 for each in order]
+    series = Series(label, list(range(len(order))), y, low, high, order)
+    return Chart(name, title, "bars", "", label, [series], text, zero=True)
+
+
 @dataclass(frozen=True)
 class Example:
     """One response before and after an improvement, with the judge's scores."""

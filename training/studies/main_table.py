@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from training.judges import Mean, WinRate, bootstrap_mean, compare
 from training.studies.context import Context
-from training.studies.figures import Cell, Chart, Example, Figures, Series, Table, Value, curve, delta, mean
+from training.studies.figures import (
+    Cell,
+    Chart,
+    Example,
+    Figures,
+    Table,
+    Value,
+    bar_chart,
+    curve,
+    delta,
+    mean,
+)
 from training.studies.judging import HIGHEST, UNIT, scores
 from training.studies.systems import Asked, System, pool, self_refines, with_data
 from training.verdicts import Bar, Comparison, compare_systems
@@ -97,9 +108,13 @@ def _renamed(sample: Sample) -> Asked:
     return Asked(sample.asked.pairs, records)
 
 
+def _rubrics(asked: Asked) -> list[str]:
+    return [name for name in asked.records if name.startswith("Self-Refine (")]
+
+
 def _with_best_rubric(asked: Asked) -> Asked:
     """Self-Refine by the rubric with the highest mean on these very examples, which favours the baseline."""
-    names = [name for name in asked.records if name.startswith("Self-Refine (")]
+    names = _rubrics(asked)
     means = {name: sum(scores(asked.pairs, asked.texts(name, HEADLINE))) for name in names}
     best = max(names, key=means.__getitem__)
     return Asked(asked.pairs, {**asked.records, "Self-Refine": asked.records[best]})
@@ -125,7 +140,7 @@ class _Table:
 
     def least_against_self_refine(self) -> Comparison:
         """PIT against Self-Refine after as many iterations, each time by its best rubric: the smallest Δ."""
-        rubrics = [name for name in self.asked.records if name.startswith("Self-Refine (")]
+        rubrics = _rubrics(self.asked)
         found = []
         for i in range(1, min(HEADLINE, self.depth) + 1):
             best = max(rubrics, key=lambda name: sum(self.get(name, i)[1]))
@@ -155,8 +170,7 @@ def _systems(table: _Table, names: Sequence[str], shown: dict[str, str]) -> Tabl
         rows.append([*row, Value(words), written, total, judged])
     n = len(table.asked.pairs)
     room = 100 * sum(score < HIGHEST for score in table.get(ORIGINAL)[1]) / n
-    rubrics = [name for name in table.asked.records if name.startswith("Self-Refine (")]
-    records = table.asked.records
+    rubrics, records = _rubrics(table.asked), table.asked.records
     best = next(name for name in rubrics if records[name] is records["Self-Refine"])
     chosen = ", the rubric with the highest mean on these prompts" if len(rubrics) > 1 else ""
     text = (
@@ -203,16 +217,9 @@ def _loops(table: _Table) -> list[Table]:
 
 def _bar_chart(found: Sequence[Comparison], shown: dict[str, str]) -> Chart:
     names = [one.name.removesuffix(f" vs {ORIGINAL}") for one in found]
-    order = sorted(range(len(found)), key=lambda i: found[i].rate.delta)
-    rates = [found[i].rate for i in order]
-    series = Series(
-        "Δ", list(range(len(order))), [r.delta for r in rates], [r.low for r in rates],
-        [r.high for r in rates], [shown.get(names[i], names[i]) for i in order],
-    )  # fmt: skip
-    return Chart(
-        "systems", "Each system against the Original", "bars", "", "Δ = win% − lose%", [series],
-        "95% bootstrap intervals over the prompts.", zero=True,
-    )  # fmt: skip
+    values = {shown.get(name, name): delta(one.rate) for name, one in zip(names, found, strict=True)}
+    return bar_chart("systems", "Each system against the Original", "Δ = win% − lose%", values,
+                "95% bootstrap intervals over the prompts.")  # fmt: skip
 
 
 def _loop_chart(table: _Table) -> Chart:

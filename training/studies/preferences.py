@@ -23,7 +23,7 @@ from training.judges.choice import check_judges, make_judge
 from training.judging import Judgement, judge_all, judgement
 from training.prepare import read_part
 from training.studies.context import Context
-from training.studies.figures import Cell, Chart, Example, Figures, Series, Table, Value, delta
+from training.studies.figures import Cell, Chart, Example, Figures, Table, Value, bar_chart, delta
 from training.studies.systems import Asked, System, pool, self_refines, with_data
 from training.verdicts import Bar
 
@@ -34,6 +34,7 @@ HEADLINE = 3
 """Iterations of the systems that iterate: the server's default."""
 ORIGINAL, PIT, UNGATED, BEST = "Original", "PIT", "PIT, ungated", "best-of-4"
 WORDS = "bag of words"
+INTERVALS = "95% bootstrap intervals."
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,8 @@ def _systems(asked: Asked) -> Table:
 
 def _accuracy_chart(sample: Sample) -> Chart:
     each = {row.judge: _percent(row.accuracy, less=50) for row in sample.accuracy.rows}
-    return _bar_chart("accuracy", "Held-out preferences foretold, above chance", each,
-                      "accuracy − 50, percentage points")  # fmt: skip
+    title, label = "Held-out preferences foretold, above chance", "accuracy − 50, percentage points"
+    return bar_chart("accuracy", title, label, each, INTERVALS)
 
 
 def _judge_chart(name: str, found: Sequence[Judgement]) -> Chart:
@@ -214,16 +215,7 @@ def _judge_chart(name: str, found: Sequence[Judgement]) -> Chart:
         if one.rate is not None and one.name.endswith(f" vs {ORIGINAL}")
     }
     title = f"Each system against the Original, judged by {name}"
-    return _bar_chart(f"judged_{name}".replace(" ", "_"), title, each, "Δ = win% − lose%")
-
-
-def _bar_chart(name: str, title: str, values: Mapping[str, Value], label: str) -> Chart:
-    order = sorted(values, key=lambda each: values[each].value)
-    series = Series(
-        label, list(range(len(order))), [values[each].value for each in order],
-        [values[each].low or 0.0 for each in order], [values[each].high or 0.0 for each in order], order,
-    )  # fmt: skip
-    return Chart(name, title, "bars", "", label, [series], "95% bootstrap intervals.", zero=True)
+    return bar_chart(f"judged_{name}".replace(" ", "_"), title, "Δ = win% − lose%", each, INTERVALS)
 
 
 def _examples(sample: Sample, each: int = 3) -> list[Example]:
