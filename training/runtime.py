@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import traceback
@@ -28,7 +27,7 @@ from typing import Any
 
 from training.config import RunConfig
 from training.errors import TrainingError
-from training.machine import place
+from training.machine import free_port, place
 
 # Large tensors are given back to the operating system at every step otherwise, and paid for in page faults.
 _WORKER_ENVIRONMENT = {
@@ -90,7 +89,7 @@ def run_stage(config: RunConfig, stage: str, function: str, on_progress: Callabl
     context = multiprocessing.get_context("forkserver")
     start_server(config)
     with _environment(_WORKER_ENVIRONMENT):
-        size, port = config.process_count, _free_port()
+        size, port = config.process_count, free_port()
         pipes: dict[Connection, BaseProcess] = {}
         for rank in range(size):
             receiver, sender = context.Pipe(duplex=False)
@@ -220,10 +219,3 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

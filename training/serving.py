@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import httpx
 
 from training.errors import CheckpointError, TrainingError
+from training.machine import free_port
 
 CHECKPOINTS = {"--policy": "policy", "--improver": "improver", "--gap-reward": "gap_reward"}
 
@@ -49,7 +49,7 @@ def server(command: Sequence[str], log: Path, deadline_s: float = 180.0) -> Iter
     Raises:
         TrainingError: it ended, or was not ready in time; with the end of its log.
     """
-    url = f"http://127.0.0.1:{(port := _free_port())}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file, _terminate_as_exit():
         # A session of its own: Ctrl-C reaches this process only, which then ends the server in good order.
@@ -105,10 +105,3 @@ def _terminate_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

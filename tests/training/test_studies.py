@@ -182,17 +182,20 @@ def test_a_draft_that_failed_is_asked_for_again_not_taken_for_an_empty_one(
         assert len(desk.ask(systems).pairs) == 6
 
 
-def test_new_checkpoints_do_not_mix_with_old_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_improver_is_asked_anew_and_systems_without_it_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = study_of(tmp_path, "elo")
     with served(monkeypatch, study) as models:
         run(study)
-        asked = models.improver.started
+        asked, policy = models.improver.started, models.policy.started
         improver = tmp_path / "run" / "improver"
         (improver / "config.json").write_text("others")
         manifest = json.loads((improver / "pit.json").read_text())
         (improver / "pit.json").write_text(json.dumps(manifest | {"files": hash_files(improver)}))
         run(study)
         assert models.improver.started == 2 * asked
+        assert models.policy.started == policy  # drafts and Self-Refine
 
 
 def test_the_curriculum_serves_each_improver_with_the_runs_other_models(

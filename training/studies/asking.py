@@ -27,7 +27,7 @@ from training.data import PreferencePair
 from training.errors import TrainingError
 from training.evaluate import examples
 from training.pipeline import alone
-from training.serving import CHECKPOINTS, server, server_command
+from training.serving import server, server_command
 from training.studies.config import StudyConfig
 from training.studies.systems import Asked, System
 from training.systems import Client, ask_one
@@ -71,13 +71,15 @@ class Desk:
 
     def _file(self, directory: Path, system: System, seed: int) -> tuple[Path, Record]:
         """A system's file and what its answers depend on, so that new checkpoints do not mix with old."""
-        here = {name: self._checkpoint(system.models, name) for name in CHECKPOINTS.values()}
-        needed = ("policy",) if system.strategy == "draft" else tuple(here)
-        models = {name: content_hash(path) for name, path in here.items() if name in needed}
-        calibration = json.loads((here["gap_reward"] / "pit.json").read_text(encoding="utf-8"))["gap"]
-        settings = {"system": system.settings(), "models": models, "seed": seed}
-        if system.strategy != "draft":
-            settings["gap"] = calibration
+        here = {name: self._checkpoint(system.models, name) for name in system.checkpoints}
+        settings = {
+            "system": system.settings(),
+            "models": {name: content_hash(path) for name, path in here.items()},
+            "seed": seed,
+        }
+        if system.gated:
+            manifest = (here["gap_reward"] / "pit.json").read_text(encoding="utf-8")
+            settings["gap"] = json.loads(manifest)["gap"]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
         return directory / f"{system.label}-{digest}.jsonl", settings
 

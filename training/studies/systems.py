@@ -47,6 +47,12 @@ class System:
         return None if self.start == "data" else System("draft", temperature=self.temperature)
 
     @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Those that write or score its answers, the draft's too."""
+        improver = ("improver",) if self.strategy == "pit" else ()
+        return ("policy", *improver, *(("gap_reward",) if self.gated else ()))
+
+    @property
     def label(self) -> str:
         """A short name for files and messages."""
         parts = [
