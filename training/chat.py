@@ -68,7 +68,12 @@ def encode(
     """
     try:
         ids: list[list[int]] = tokenizer.apply_chat_template(
-            list(conversations), add_generation_prompt=generation_prompt, return_dict=False
+            list(conversations),
+            add_generation_prompt=generation_prompt,
+            return_dict=False,
+            tokenizer_kwargs={
+                "verbose": False
+            },  # what is too long is left out or cut, and told, by the callers
         )
     except TemplateError as error:
         roles = sorted({", ".join(m["role"] for m in messages) for messages in conversations})[:5]
