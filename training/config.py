@@ -175,10 +175,12 @@ class RewardConfig(_Frozen):
 class ReaderConfig(_Frozen):
     """A model that learns to read before the reward models start from it (reader.py; help desk only).
 
-    It has the shape of `base.model`, and `base`'s tokenizer.
+    It has the shape of `base.model`, and `base`'s tokenizer. It finds counting late and suddenly, with some
+    seeds not at all: up to `attempts` times it starts anew, until one of them counts.
     """
 
     exercises: int = Field(ge=10)
+    attempts: int = Field(default=1, ge=1)
     optimizer: OptimizerConfig
 
 
@@ -436,6 +438,8 @@ class RunConfig(_Frozen):
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
         if not self.data.habits:
             del record["data"]["habits"]  # as it was before there were any: no reason to train again
+        if (record.get("reader") or {}).get("attempts") == 1:
+            del record["reader"]["attempts"]  # likewise
         if stage == "improver" and self.references != "transformers":
             record["references"] = self.references
         if self.generation is not None:

@@ -64,14 +64,14 @@ def scratch_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, positio
 
 
 def scratch_token_classifier(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int, labels: Sequence[str]
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, positions: int, labels: Sequence[str], seed: int
 ) -> PreTrainedModel:
     """A freshly initialized model that labels tokens; its attention starts with induction. Seeded."""
     model_config = scratch_config(config, tokenizer, positions)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: i for i, label in enumerate(labels)}
     model_config.classifier_dropout = 0.0
-    set_seed(config.seed)
+    set_seed(seed)
     model: PreTrainedModel = AutoModelForTokenClassification.from_config(model_config, dtype=torch.float32)
     start_attention(model, "induction")
     return model

@@ -10,12 +10,14 @@ the pairs alone. In the pipeline it stands before the pointwise reward. Beyond t
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
+    EvalPrediction,
     Trainer,
     TrainingArguments,
 )
@@ -25,57 +27,105 @@ from training.checkpoint import Provenance, publish
 from training.data import Message
 from training.errors import TrainingError
 from training.helpdesk import make_question
-from training.models import load_tokenizer, plain_model, scratch_token_classifier
+from training.models import Trained, load_tokenizer, plain_model, scratch_token_classifier
 from training.paths import base_source
+from training.runtime import Progress, Worker
 from training.synthetic import reading_exercise
 from training.trainers import Reporter, common_arguments, train, trained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from training.runtime import Worker
 
 VERDICTS = ("right", "wrong", "unasked", "again", "complete", "one missing", "more missing")
 
 
+COUNTS = 0.9
+"""A reader can count when it says rightly of so many held-out responses how much is missing."""
+HELD_OUT = 640
+
+
 def train_reader(worker: Worker) -> None:
-    """Train and publish `reader`."""
+    """Train and publish `reader`: the first attempt that counts, or else the one that does so best."""
     config = worker.config
     assert config.reader is not None
     tokenizer = load_tokenizer(base_source(config))
-    model = scratch_token_classifier(config, tokenizer, tokenizer.model_max_length, VERDICTS)
-    rng = random.Random(f"reader-{config.seed}")
+    held_out = _exercises(worker, tokenizer, f"reader-{config.seed}-held-out", HELD_OUT)
+    best: Trained | None = None
+    most = -1.0
+    for attempt in range(1, config.reader.attempts + 1):
+        seed = config.seed if attempt == 1 else f"{config.seed}-{attempt}"
+        rows = _exercises(worker, tokenizer, f"reader-{seed}", config.reader.exercises)
+        # Other weights to start from: one that has not found counting hardly finds it by going on. An attempt
+        # that a kill interrupted goes on from its last save, and one that was finished is only tested again.
+        begun = config.seed + 1000 * (attempt - 1)
+        model = scratch_token_classifier(config, tokenizer, tokenizer.model_max_length, VERDICTS, begun)
+        part = worker if attempt == 1 else replace(worker, part=f"attempt-{attempt}")
+        trainer = _trainer(part, model, tokenizer, rows, held_out)
+        train(trainer, part, config.reader.optimizer)
+        counts = trainer.evaluate()["eval_counts"]
+        steps = trainer.state.global_step
+        worker.report(Progress(steps, steps, f"attempt {attempt}  counts {counts:.3f}"))
+        if best is None or counts > most:
+            best, most = trained(trainer), counts
+        if counts >= COUNTS:
+            break
+    if worker.main and best is not None:
+        plain = plain_model(AutoModelForTokenClassification, best)
+        data = {"name": config.name, "seed": config.seed, "exercises": attempt * config.reader.exercises}
+        provenance = Provenance(None, None, data, {"counts": most})
+        publish(config.output / "reader", plain, tokenizer, config, "reader", [], provenance)
+
+
+def _exercises(
+    worker: Worker, tokenizer: PreTrainedTokenizerBase, seed: str, count: int
+) -> list[dict[str, Any]]:
+    config, rng = worker.config, random.Random(seed)
+    assert config.reader is not None
     rows = []
-    for i in range(config.reader.exercises):
+    for i in range(count):
         question = make_question(rng, 0.05)
         # As the pointwise reward will read, and as the gap reward will, by turns: a batch pads less.
-        count = 1 + i // config.reader.optimizer.batch % 2
-        exercises = [reading_exercise(question, rng) for _ in range(count)]
+        number = 1 + i // config.reader.optimizer.batch % 2
+        exercises = [reading_exercise(question, rng) for _ in range(number)]
         prompt = [Message(role="user", content=question.text)]
         rows.append(labelled(tokenizer, prompt, exercises, config.improve_turn))
-    trainer = Trainer(
+    return rows
+
+
+def _trainer(
+    worker: Worker,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+) -> Trainer:
+    assert worker.config.reader is not None
+    return Trainer(
         model=model,
         # In order: sorted by length, the exercises are learned much later (docs/decisions/003, 004).
         args=TrainingArguments(
             **{
-                **common_arguments(worker, config.reader.optimizer, len(rows)),
+                **common_arguments(worker, worker.config.reader.optimizer, len(rows)),
                 "train_sampling_strategy": "sequential",
             },
         ),
         train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(held_out),
+        compute_metrics=_counts,
         data_collator=DataCollatorForTokenClassification(tokenizer),
         processing_class=tokenizer,
         callbacks=[Reporter(worker)],
     )
-    train(trainer, worker, config.reader.optimizer)
-    result = trained(trainer)
-    if worker.main:
-        plain = plain_model(AutoModelForTokenClassification, result)
-        data = {"name": config.name, "seed": config.seed, "exercises": len(rows)}
-        provenance = Provenance(None, None, data, {})
-        publish(config.output / "reader", plain, tokenizer, config, "reader", [], provenance)
+
+
+def _counts(prediction: EvalPrediction) -> dict[str, float]:
+    """The share of verdicts on how much is missing that are right; (n, tokens, verdicts) and (n, tokens)."""
+    said, true = prediction.predictions.argmax(-1), prediction.label_ids
+    judged = true >= VERDICTS.index("complete")
+    return {"counts": float((said == true)[judged].mean())}
 
 
 def labelled(

@@ -60,6 +60,7 @@ class Worker:
     rank: int
     size: int
     _send: Callable[[Progress], None] | None
+    part: str = ""
 
     @property
     def main(self) -> bool:
@@ -67,8 +68,8 @@ class Worker:
 
     @property
     def directory(self) -> Path:
-        """Where the stage keeps what it needs to resume."""
-        return self.config.output / "stages" / self.stage
+        """Where the stage, or the part of it that is done now, keeps what it needs to resume."""
+        return self.config.output / "stages" / self.stage / self.part
 
     def report(self, progress: Progress) -> None:
         if self._send is not None:

@@ -1,5 +1,6 @@
 """The reader's labels, and that a reward model starts from its weights."""
 
+import json
 import random
 from pathlib import Path
 
@@ -56,3 +57,36 @@ def test_a_reward_model_starts_from_the_reader(tmp_path: Path) -> None:
     assert first["score.weight"].shape[0] == 1
     assert not first["score.weight"].equal(second["score.weight"]), "a new head, seeded"
     assert all(w.equal(second[name]) for name, w in first.items() if name != "score.weight")
+
+
+def reader_metrics(output: Path, figure: str) -> list[float]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [record[figure] for record in map(json.loads, lines) if figure in record]
+
+
+@pytest.mark.slow
+def test_a_reader_that_cannot_count_is_begun_anew_and_the_best_attempt_is_kept(tmp_path: Path) -> None:
+    from training.checkpoint import read_manifest
+
+    config = tiny_config(tmp_path / "run", "reader.attempts=3")
+    tiny_tokenizer(config).save_pretrained(config.output / "base")
+    train_reader(alone(config, "reader"))
+    counts = reader_metrics(config.output, "eval_counts")
+    assert len(counts) == 3 and len(set(counts)) > 1, "other weights, other exercises"
+    manifest = read_manifest(config.output / "reader")
+    assert manifest["metrics"]["counts"] == max(counts)
+    # A command that was killed just before the end tests what it has trained, and trains nothing again.
+    losses = len(reader_metrics(config.output, "loss"))
+    train_reader(alone(config, "reader"))
+    assert reader_metrics(config.output, "eval_counts") == counts * 2
+    assert len(reader_metrics(config.output, "loss")) == losses
+    assert read_manifest(config.output / "reader")["files"] == manifest["files"]
+
+
+@pytest.mark.slow
+def test_the_first_attempt_that_counts_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.reader.COUNTS", 0.0)
+    config = tiny_config(tmp_path / "run", "reader.attempts=3")
+    tiny_tokenizer(config).save_pretrained(config.output / "base")
+    train_reader(alone(config, "reader"))
+    assert len(reader_metrics(config.output, "eval_counts")) == 1
