@@ -176,7 +176,7 @@ class ReaderConfig(_Frozen):
     """A model that learns to read before the reward models start from it (reader.py; help desk only).
 
     It has the shape of `base.model`, and `base`'s tokenizer. It finds counting late and suddenly, with some
-    seeds not at all: up to `attempts` times it starts anew, until one of them counts.
+    seeds not at all: up to `attempts` times it starts anew, each time with twice as many exercises.
     """
 
     exercises: int = Field(ge=10)

@@ -53,13 +53,14 @@ def train_reader(worker: Worker) -> None:
     assert config.reader is not None
     tokenizer = load_tokenizer(base_source(config))
     held_out = _exercises(worker, tokenizer, f"reader-{config.seed}-held-out", HELD_OUT)
-    best: Trained | None = None
-    most = -1.0
+    attempts: list[tuple[float, int, Trained]] = []
     for attempt in range(1, config.reader.attempts + 1):
+        # Other weights to start from, and more time: weights that have not found counting when the learning
+        # rate falls hardly find it by going on. An attempt that a kill interrupted goes on from its last
+        # save, and one that was finished is only tested again.
         seed = config.seed if attempt == 1 else f"{config.seed}-{attempt}"
-        rows = _exercises(worker, tokenizer, f"reader-{seed}", config.reader.exercises)
-        # Other weights to start from: one that has not found counting hardly finds it by going on. An attempt
-        # that a kill interrupted goes on from its last save, and one that was finished is only tested again.
+        count = config.reader.exercises * 2 ** (attempt - 1)
+        rows = _exercises(worker, tokenizer, f"reader-{seed}", count)
         begun = config.seed + 1000 * (attempt - 1)
         model = scratch_token_classifier(config, tokenizer, tokenizer.model_max_length, VERDICTS, begun)
         part = worker if attempt == 1 else replace(worker, part=f"attempt-{attempt}")
@@ -68,14 +69,14 @@ def train_reader(worker: Worker) -> None:
         counts = trainer.evaluate()["eval_counts"]
         steps = trainer.state.global_step
         worker.report(Progress(steps, steps, f"attempt {attempt}  counts {counts:.3f}"))
-        if best is None or counts > most:
-            best, most = trained(trainer), counts
+        attempts.append((counts, count, trained(trainer)))
         if counts >= COUNTS:
             break
-    if worker.main and best is not None:
+    if worker.main:
+        counts, count, best = max(attempts, key=lambda one: one[0])
         plain = plain_model(AutoModelForTokenClassification, best)
-        data = {"name": config.name, "seed": config.seed, "exercises": attempt * config.reader.exercises}
-        provenance = Provenance(None, None, data, {"counts": most})
+        data = {"name": config.name, "seed": config.seed, "exercises": count}
+        provenance = Provenance(None, None, data, {"counts": counts})
         publish(config.output / "reader", plain, tokenizer, config, "reader", [], provenance)
 
 
