@@ -169,7 +169,7 @@ def _systems(table: _Table, names: Sequence[str], shown: dict[str, str]) -> Tabl
         written: Cell = "" if name.startswith("y_") else Value(tokens["completion"], digits=0)
         rows.append([*row, Value(words), written, total, judged])
     n = len(table.asked.pairs)
-    room = 100 * sum(score < HIGHEST for score in table.get(ORIGINAL)[1]) / n
+    room = _room(table)
     rubrics, records = _rubrics(table.asked), table.asked.records
     best = next(name for name in rubrics if records[name] is records["Self-Refine"])
     chosen = ", the rubric with the highest mean on these prompts" if len(rubrics) > 1 else ""
@@ -232,14 +232,23 @@ def _loop_chart(table: _Table) -> Chart:
                  "Iteration 0 is the draft. Bands: 95% intervals.")  # fmt: skip
 
 
+def _room(table: _Table) -> float:
+    """The highest Δ that any system can have against the Original."""
+    found = table.get(ORIGINAL)[1]
+    return 100 * sum(score < HIGHEST for score in found) / len(found)
+
+
 def _seeds(samples: Sequence[Sample], renamed: Sequence[Asked]) -> Table:
     rows: list[list[Cell]] = []
     for sample, asked in zip(samples, renamed, strict=True):
         table = _Table(_with_best_rubric(asked))
         versus = [table.compare(PIT, name) for name in (ORIGINAL, "Self-Refine", "y_w", EQUAL)]
-        rows.append([str(sample.seed), *[delta(one.rate) for one in versus], mean(versus[0].score)])
-    columns = ["seed", "PIT vs Original", "vs Self-Refine", "vs y_w", "vs best-of-n, equal tokens", "mean"]
-    return Table("Each training seed", columns, rows)
+        first: list[Cell] = [str(sample.seed), delta(versus[0].rate), Value(_room(table), sign=True)]
+        rows.append([*first, *[delta(one.rate) for one in versus[1:]], mean(versus[0].score)])
+    columns = ["seed", "PIT vs Original", "at most", "vs Self-Refine", "vs y_w", "vs best-of-n, equal tokens",
+               "mean"]  # fmt: skip
+    text = "At most: the share of Originals that do not have the highest score there is."
+    return Table("Each training seed", columns, rows, text)
 
 
 def _examples(asked: Asked, each: int = 3) -> list[Example]:
