@@ -189,7 +189,8 @@ async def test_restarts_that_fail_are_tried_again_ever_more_slowly(
     await until(lambda: engine.problem is not None and "No memory." in engine.problem)
     await until(lambda: engine.restarts == 1)
     pauses = [b - a for a, b in zip(builder.times, builder.times[1:], strict=False)]
-    assert [round(pause / TIMING.first_delay_s) for pause in pauses] == [1, 2, 4]
+    # At least: a busy machine wakes late, never early.
+    assert all(pause >= n * TIMING.first_delay_s for pause, n in zip(pauses, (1, 2, 4), strict=True))
     builder.built[0].dead = True  # it dies at once again: the pause goes on growing
     await until(lambda: engine.restarts == 2)
     assert builder.times[-1] - builder.times[-2] >= 8 * TIMING.first_delay_s
