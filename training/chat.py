@@ -71,9 +71,8 @@ def encode(
             list(conversations),
             add_generation_prompt=generation_prompt,
             return_dict=False,
-            tokenizer_kwargs={
-                "verbose": False
-            },  # what is too long is left out or cut, and told, by the callers
+            # No warning of what is too long: the callers leave it out or cut it, and say so.
+            tokenizer_kwargs={"verbose": False},
         )
     except TemplateError as error:
         roles = sorted({", ".join(m["role"] for m in messages) for messages in conversations})[:5]

@@ -320,7 +320,7 @@ def summary(
     for column in ("stage", "time", "figures"):
         table.add_column(column)
     last = _last_metrics(config.output / "metrics.jsonl")
-    shown = ("loss", "accuracy", "reward", "kl", "gold", "copied", "truncated")
+    shown = ("loss", "eval_counts", "accuracy", "reward", "kl", "gold", "copied", "truncated")
     for stage in done:
         known = last.get(stage.name, {})
         text = "  ".join(f"{name} {known[name]:.3f}" for name in shown if known.get(name) is not None)

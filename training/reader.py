@@ -29,7 +29,6 @@ from training.errors import TrainingError
 from training.helpdesk import make_question
 from training.models import Trained, load_tokenizer, plain_model, scratch_token_classifier
 from training.paths import base_source
-from training.runtime import Progress, Worker
 from training.synthetic import reading_exercise
 from training.trainers import Reporter, common_arguments, train, trained
 
@@ -38,9 +37,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from training.config import RunConfig
+    from training.runtime import Worker
 
 VERDICTS = ("right", "wrong", "unasked", "again", "complete", "one missing", "more missing")
-
 
 COUNTS = 0.9
 """A reader can count when it says rightly of so many held-out responses how much is missing."""
@@ -52,7 +52,7 @@ def train_reader(worker: Worker) -> None:
     config = worker.config
     assert config.reader is not None
     tokenizer = load_tokenizer(base_source(config))
-    held_out = _exercises(worker, tokenizer, f"reader-{config.seed}-held-out", HELD_OUT)
+    held_out = _exercises(config, tokenizer, f"reader-{config.seed}-held-out", HELD_OUT)
     attempts: list[tuple[float, int, Trained]] = []
     for attempt in range(1, config.reader.attempts + 1):
         # Other weights to start from, and more time: weights that have not found counting when the learning
@@ -60,15 +60,13 @@ def train_reader(worker: Worker) -> None:
         # save, and one that was finished is only tested again.
         seed = config.seed if attempt == 1 else f"{config.seed}-{attempt}"
         count = config.reader.exercises * 2 ** (attempt - 1)
-        rows = _exercises(worker, tokenizer, f"reader-{seed}", count)
+        rows = _exercises(config, tokenizer, f"reader-{seed}", count)
         begun = config.seed + 1000 * (attempt - 1)
         model = scratch_token_classifier(config, tokenizer, tokenizer.model_max_length, VERDICTS, begun)
         part = worker if attempt == 1 else replace(worker, part=f"attempt-{attempt}")
         trainer = _trainer(part, model, tokenizer, rows, held_out)
         train(trainer, part, config.reader.optimizer)
         counts = trainer.evaluate()["eval_counts"]
-        steps = trainer.state.global_step
-        worker.report(Progress(steps, steps, f"attempt {attempt}  counts {counts:.3f}"))
         attempts.append((counts, count, trained(trainer)))
         if counts >= COUNTS:
             break
@@ -81,10 +79,10 @@ def train_reader(worker: Worker) -> None:
 
 
 def _exercises(
-    worker: Worker, tokenizer: PreTrainedTokenizerBase, seed: str, count: int
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, seed: str, count: int
 ) -> list[dict[str, Any]]:
-    config, rng = worker.config, random.Random(seed)
     assert config.reader is not None
+    rng = random.Random(seed)
     rows = []
     for i in range(count):
         question = make_question(rng, 0.05)
