@@ -289,6 +289,26 @@ class DpoConfig(_Frozen):
         return self
 
 
+class RftConfig(_Frozen):
+    """Rejection-sampling fine-tuning of the improver before its RL or DPO (rft.py).
+
+    In each of `rounds`, for each of `prompts` references (half from the data, half from the policy), the
+    improver of the round before writes `samples` refinements, and learns the one with the highest gap.
+    """
+
+    optimizer: OptimizerConfig
+    rounds: int = Field(default=1, ge=1)
+    prompts: int = Field(ge=2)
+    samples: int = Field(default=16, ge=2)
+    temperature: float = Field(default=0.7, gt=0)
+
+    @model_validator(mode="after")
+    def _fills_a_batch(self) -> RftConfig:
+        if self.prompts < self.optimizer.batch:
+            raise ValueError("prompts must fill at least one batch: each gives one example")
+        return self
+
+
 class SamplingConfig(_Frozen):
     """The sampling that the checkpoints recommend (generation_config.json)."""
 
@@ -344,7 +364,7 @@ class RunConfig(_Frozen):
     # Names that transformers' report_to knows (trackers.py); metrics.jsonl is written in any case.
     trackers: tuple[str, ...] = ()
     # What writes the samples that are made before training on them: the policy's references of phase 1, and
-    # for dpo_improver the refinements (references.py).
+    # for rft_improver and dpo_improver the refinements (references.py).
     references: Literal["transformers", "vllm"] = "transformers"
     data: DataConfig
     length: LengthBudget
@@ -355,6 +375,7 @@ class RunConfig(_Frozen):
     reward: RewardConfig | None = None
     gap_reward: GapRewardConfig
     rl_policy: RlConfig | None = None
+    rft_improver: RftConfig | None = None
     rl_improver: RlConfig | None = None
     dpo_improver: DpoConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
@@ -407,7 +428,7 @@ class RunConfig(_Frozen):
     def _adapters_fit(self) -> None:
         if self.reader is not None:
             raise ValueError("model.adapter: adapters share one base, and the reader would be another one")
-        for name in ("sft_policy", "sft_improver", "reward", "gap_reward"):
+        for name in ("sft_policy", "sft_improver", "reward", "gap_reward", "rft_improver"):
             section = getattr(self, name)
             if section is not None and section.optimizer.kind == "muon":
                 raise ValueError(
@@ -436,11 +457,11 @@ class RunConfig(_Frozen):
     def digest(self, stage: str) -> str:
         """Content hash of every setting that decides a stage's result, those of earlier stages too."""
         record = self.model_dump(mode="json", include={*_COMMON, *_sections(stage)})
-        if not self.data.habits:
-            del record["data"]["habits"]  # as it was before there were any: no reason to train again
-        if (record.get("reader") or {}).get("attempts") == 1:
-            del record["reader"]["attempts"]  # likewise
-        if stage == "improver" and self.references != "transformers":
+        for parent, name, value in _LATER:
+            section = record.get(parent) if parent else record
+            if section and name in section and section[name] == value:
+                del section[name]
+        if stage.startswith("improver") and stage != "improver_sft" and self.references != "transformers":
             record["references"] = self.references
         if self.generation is not None:
             # What is read, by content, wherever it stands.
@@ -466,7 +487,11 @@ def micro_batches(batch: int, processes: int, micro_batch: int | None) -> tuple[
     return size, share // size
 
 
+# Settings that came later: at the value that says what was done before, they are no reason to train again.
+_LATER = (("data", "habits", 0.0), ("reader", "attempts", 1), ("", "rft_improver", None))
+
 _COMMON = ("name", "seed", "improve_turn", "data", "length", "model", "base", "sampling")
+_BEFORE_RFT = ("sft_policy", "sft_improver", "reader", "reward", "gap_reward", "rl_policy")
 # A stage's own settings and those of the stages whose result it reads.
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -476,21 +501,14 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "reward": ("sft_policy", "reader", "reward"),
     "gap_reward": ("sft_policy", "sft_improver", "reader", "reward", "gap_reward"),
     "policy": ("sft_policy", "reader", "reward", "rl_policy"),
-    "improver": (
-        "sft_policy",
-        "sft_improver",
-        "reader",
-        "reward",
-        "gap_reward",
-        "rl_policy",
-        "rl_improver",
-        "dpo_improver",
-    ),
+    "improver_rft": (*_BEFORE_RFT, "rft_improver"),
+    "improver": (*_BEFORE_RFT, "rft_improver", "rl_improver", "dpo_improver"),
 }
 
 
 def _sections(stage: str) -> tuple[str, ...]:
-    return _SECTIONS["gap_reward" if stage.startswith("gap_reward") else stage]
+    several = ("gap_reward", "improver_rft")
+    return _SECTIONS[next((name for name in several if stage.startswith(name)), stage)]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -205,6 +205,8 @@ def _section(config: RunConfig, name: str) -> Any:
         "policy": config.rl_policy,
         "improver": config.rl_improver or config.dpo_improver,
     }
+    if name.startswith("improver_rft"):
+        return config.rft_improver
     return config.gap_reward if name.startswith("gap_reward") else sections[name]
 
 
@@ -266,9 +268,14 @@ def _works(
                 # Both orders, and some responses against themselves (calibrate.py); nothing is learned.
                 rows = 2 * sizes["heldout"] + 2 * min(500, sizes["heldout"])
                 found.append(("calibrate", Work(sizes["heldout"], 0, rows, pair_length)))
+        elif name.startswith("improver_rft"):
+            assert config.rft_improver is not None
+            rft = config.rft_improver
+            # Sampling and judging before it are not counted, here and for DPO.
+            found.append((name, _supervised(rft.optimizer, rft.prompts, improver)))
         elif name == "improver" and config.dpo_improver is not None:
             dpo = config.dpo_improver
-            # Both sequences of a pair, by the model and by its reference; sampling before is not counted.
+            # Both sequences of a pair, by the model and by its reference.
             found.append((name, _supervised(dpo.optimizer, dpo.prompts, 2 * improver)))
         elif name == "improver" and config.rl_improver is not None:
             found.append((name, _rl(config.rl_improver, improver - answer + longest, longest)))

@@ -24,6 +24,17 @@ def improver_source(config: RunConfig) -> str:
     return str(generation.parent / "improver") if generation else base_source(config)
 
 
+def rft_names(config: RunConfig) -> list[str]:
+    """The improvers of rejection-sampling fine-tuning's rounds: `improver_rft`, `improver_rft_2` …"""
+    rounds = config.rft_improver.rounds if config.rft_improver else 0
+    return ["improver_rft" if i == 1 else f"improver_rft_{i}" for i in range(1, rounds + 1)]
+
+
+def improver_anchor(config: RunConfig) -> Path:
+    """The fine-tuned improver that RL or DPO starts from and is held to."""
+    return config.output / ["improver_sft", *rft_names(config)][-1]
+
+
 def gap_reward_source(config: RunConfig, name: str) -> str:
     """What a gap reward starts from: the configured start, or the same one of the generation before."""
     if config.generation is not None:

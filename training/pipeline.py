@@ -26,7 +26,7 @@ from training.checks import check_data_files, check_models
 from training.config import RlConfig, RunConfig, micro_batches
 from training.errors import ConfigError, TrainingError
 from training.machine import place
-from training.paths import gap_reward_names
+from training.paths import gap_reward_names, rft_names
 from training.prepare import prepare_data
 from training.references import check_references
 from training.rollouts import check_rollouts
@@ -63,8 +63,7 @@ def stages(config: RunConfig) -> list[Stage]:
         found.append(Stage("policy", "training.rl:train_policy", "policy: RLOO on the reward"))
     else:
         found.append(Stage("policy", "training.sft:promote_policy", "policy: as after fine-tuning"))
-    found.append(_improver_stage(config))
-    return found
+    return found + _improver_stages(config)
 
 
 def _generation_stages(config: RunConfig) -> list[Stage]:
@@ -81,15 +80,17 @@ def _generation_stages(config: RunConfig) -> list[Stage]:
             for name in gap_reward_names(config)
         ),
         kept[-1],
-        _improver_stage(config),
+        *_improver_stages(config),
     ]
 
 
-def _improver_stage(config: RunConfig) -> Stage:
+def _improver_stages(config: RunConfig) -> list[Stage]:
+    meaning = "improver: fine-tuning on its best refinements"
+    found = [Stage(name, "training.rft:train_improver", meaning) for name in rft_names(config)]
     if config.rl_improver is not None:
         meaning = "improver: RLOO on the gap reward, phases 0 and 1"
-        return Stage("improver", "training.rl:train_improver", meaning)
-    return Stage("improver", "training.dpo:train_improver", "improver: DPO on judged refinements")
+        return [*found, Stage("improver", "training.rl:train_improver", meaning)]
+    return [*found, Stage("improver", "training.dpo:train_improver", "improver: DPO on judged refinements")]
 
 
 def stages_until(config: RunConfig, last: str | None) -> list[Stage]:
@@ -248,7 +249,8 @@ def check_processes(config: RunConfig) -> None:
 def check_batches(config: RunConfig) -> None:
     """Say before training that a batch does not divide between the processes, not hours into it."""
     rewards = ("reader", "reward", "gap_reward")
-    for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", "rl_improver", "dpo_improver"):
+    improver = ("rft_improver", "rl_improver", "dpo_improver")
+    for name in ("base", "sft_policy", "sft_improver", *rewards, "rl_policy", *improver):
         section = getattr(config, name)
         if section is None or (name == "base" and section.optimizer is None):
             continue

@@ -1,8 +1,8 @@
 """Responses that are sampled before a stage trains on them: by transformers in the workers, or by vLLM.
 
-The policy's references of RL's phase 1 (METHOD §3), and for `dpo_improver` its refinements too. With
-`references: vllm` an engine in a process of its own writes them (on the machine and the first GPU of the main
-worker), and is gone with all its memory before the stage goes on.
+The policy's references of RL's phase 1 (METHOD §3), and the refinements of `rft_improver` and `dpo_improver`.
+With `references: vllm` an engine in a process of its own writes them (on the machine and the first GPU of the
+main worker), and is gone with all its memory before the stage goes on.
 """
 
 from __future__ import annotations

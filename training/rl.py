@@ -2,7 +2,7 @@
 
 policy:   max E[ r(x, y) ] − β·KL(M_P ‖ M_P^SFT)
 improver: max E[ r_gap(x, y, y_ref) ] − β·KL(M_PIT ‖ M_PIT^SFT), in two phases: y_ref from the data (both y_l
-and y_w), then y_ref from the policy that RL has trained.
+and y_w), then y_ref from the policy that RL has trained. With `rft_improver` M_PIT^RFT stands for M_PIT^SFT.
 
 Both phases are ONE run over an ordered data set, because the trainer takes the KL anchor from the checkpoint
 that it loads: a second run would anchor on the first phase's result. The algorithm and all its settings are
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -33,7 +34,7 @@ from training.models import (
     training_dtype,
 )
 from training.monitors import Monitor, repeated_ngrams
-from training.paths import gap_reward_names
+from training.paths import gap_reward_names, improver_anchor
 from training.references import policy_references
 from training.release import release_lm
 from training.rollouts import rollout_arguments
@@ -69,7 +70,7 @@ def train_policy(worker: Worker) -> None:
         config.seed,
     )
     rows = [{"prompt": prompt, "question": prompt, "reference": "", "phase": 0} for prompt in prompts]
-    _train(worker, rl, rows, rewards, "policy")
+    _train(worker, rl, rows, rewards, "policy", config.output / "policy_sft")
 
 
 def train_improver(worker: Worker) -> None:
@@ -102,12 +103,13 @@ def train_improver(worker: Worker) -> None:
         judged = list(zip(questions, candidates, references, strict=True))
         return gap_scores(models, tokenizer, judged, config.gap_turn)
 
-    _train(worker, rl, dataset, rewards, "improver")
+    _train(worker, rl, dataset, rewards, "improver", improver_anchor(config))
 
 
-def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: Role) -> None:
+def _train(
+    worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: Role, anchor: Path
+) -> None:
     config = worker.config
-    anchor = config.output / f"{role}_sft"
     tokenizer = load_tokenizer(anchor)
     guards: list[Any] = [Guard(worker, rl.guard)] if rl.guard else []
     if rl.kl_target is not None:

@@ -43,7 +43,7 @@ def check_sharding(config: RunConfig) -> None:
             "model.adapter does not go with DeepSpeed, whose ZeRO-3 wants all weights in one precision; "
             "use training/accelerate/fsdp2.yaml, or no launcher where the model fits one GPU"
         )
-    for name in ("base", "sft_policy", "sft_improver", "reader", "reward", "gap_reward", "dpo_improver"):
+    for name in type(config).model_fields:
         optimizer = getattr(getattr(config, name), "optimizer", None)
         if optimizer is not None and optimizer.kind == "muon":
             raise ConfigError(

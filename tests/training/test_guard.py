@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.helpers import alone, publish_tiny, tiny_config
-from training.checkpoint import read_manifest
+from training.checkpoint import content_hash, read_manifest
 from training.config import GuardConfig
 from training.errors import ConfigError, Diverged
 from training.guard import Guard, adapted_beta, verdict
@@ -99,6 +99,10 @@ def test_a_crossed_bound_ends_it_and_is_never_the_best(
             ],
             "must fill at least one batch",
         ),
+        (
+            ["rft_improver={optimizer: {learning_rate: 0.1, batch: 8, epochs: 1}, prompts: 4}"],
+            "must fill at least one batch",
+        ),
     ],
 )
 def test_impossible_combinations(tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -106,8 +110,8 @@ def test_impossible_combinations(tmp_path: Path, overrides: list[str], message: 
         tiny_config(tmp_path, *overrides)
 
 
-def published(output: Path, *overrides: str) -> Any:
-    """A run that has come as far as the improver's last stage."""
+def published(output: Path, *overrides: str, stage: str = "improver") -> Any:
+    """A run that has come as far as the improver's last stages."""
     from training.checkpoint import update_manifest
     from training.prepare import prepare_data
 
@@ -121,7 +125,7 @@ def published(output: Path, *overrides: str) -> Any:
         {"gap": {"reads": "pair", "centering": "antisymmetric", "calibration": calibration}},
     )
     prepare_data(config)
-    worker = alone(config, "improver")
+    worker = alone(config, stage)
     worker.directory.mkdir(parents=True)
     return config, worker
 
@@ -187,6 +191,38 @@ def test_dpo_on_judged_refinements(tmp_path: Path) -> None:
     assert counts["references"] == 8 and 2 <= counts["judged"] <= 8
     first = next(r for r in metrics(config) if "loss" in r)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # model and reference are the same
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_the_best_refinements_comes_before_rl(tmp_path: Path) -> None:
+    from training.rft import train_improver
+    from training.rl import train_improver as reinforce
+
+    config, worker = published(
+        tmp_path / "run",
+        "rft_improver={optimizer: {learning_rate: 0.001, batch: 2, epochs: 1}, prompts: 8, samples: 4}",
+        stage="improver_rft",
+    )
+    train_improver(worker)
+    manifest = read_manifest(config.output / "improver_rft")
+    assert manifest["role"] == "improver"
+    assert manifest["base"] == content_hash(config.output / "improver_sft")
+    counts = next(r for r in metrics(config) if "improved" in r)
+    assert counts["references"] == 8 and 0 < counts["improved"] <= 8 and counts["gap"] > 0
+    reinforce(alone(config, "improver"))
+    assert read_manifest(config.output / "improver")["anchor"] == content_hash(config.output / "improver_rft")
+
+
+@given(st.lists(st.floats(-5, 5), max_size=8))
+def test_the_target_is_the_best_refinement_or_the_reference(gaps: list[float]) -> None:
+    from training.refinements import Refined
+    from training.rft import target
+
+    found = target(Refined([], "reference", [str(i) for i in range(len(gaps))], gaps))
+    if max(gaps, default=0) > 0:
+        assert gaps[int(found)] == max(gaps)
+    else:
+        assert found == "reference"
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(0.1, 5), st.floats(0.5, 0.99))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.judges import Mean, WinRate, bootstrap_mean, compare
+from training.paths import improver_anchor
 from training.studies.context import Context
 from training.studies.figures import (
     Cell,
@@ -26,7 +27,8 @@ from training.verdicts import Bar, Comparison, compare_systems
 HEADLINE = 3
 """Iterations of the systems in the table: the server's default."""
 PIT, UNGATED, ORIGINAL, BEST = "PIT", "PIT, ungated", "Original", "best-of-4"
-LEARNED = {"SFT improver": "sft", "DPO improver": "dpo"}
+LEARNED = {"SFT improver": "sft", "RFT improver": "rft", "DPO improver": "dpo"}
+"""Improvers as they are before RL, and one trained otherwise in its place."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,13 @@ def gather(context: Context) -> Sample:
         **self_refines(k, heat.get("self_refine"), study.rubrics),
     }
     desk = context.desk({"sft": {"improver": context.run.output / "improver_sft"}})
+    if context.run.rft_improver is not None:
+        desk.models["rft"] = {"improver": improver_anchor(context.run)}
+    if "dpo" in study.variants:
+        desk.models["dpo"] = {"improver": context.variant("dpo").output / "improver"}
     for name, models in LEARNED.items():
-        if models == "sft" or models in study.variants:
-            if models in study.variants:
-                desk.models[models] = {"improver": context.variant(models).output / "improver"}
-            learned = System("pit", models, min(HEADLINE, k), gated=True, temperature=t)
-            systems |= {name: learned}
+        if models in desk.models:
+            systems[name] = System("pit", models, min(HEADLINE, k), gated=True, temperature=t)
     asked = desk.ask(systems)
     n = equal_tokens(asked, min(HEADLINE, k))
     equal = f"best-of-{n} (PIT's tokens)"

@@ -1,0 +1,65 @@
+"""Rejection-sampling fine-tuning of the improver, before its RL: it learns the best of its own refinements.
+
+L = −Σ log M_PIT(y* | x, y_ref), where y* is the one with the highest gap of several refinements of y_ref, and
+y_ref itself where none is better (arXiv 2307.09288 §3.2.3, arXiv 2304.06767). Beyond the paper: RL alone
+reinforces what it samples often, and a small model soon writes so many facts, whatever was asked, and nothing
+else any more (docs/decisions/011). A later round samples more often what the round before has learned, and so
+finds answers that are right in several ways at once.
+"""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from training.chat import encode_completion
+from training.models import causal_lm_to_train, load_tokenizer
+from training.paths import rft_names
+from training.refinements import Refined, judged_refinements
+from training.release import release_lm
+from training.runtime import Worker
+from training.trainers import Reporter, append_metrics, common_arguments, train, trained
+
+
+def train_improver(worker: Worker) -> None:
+    """Train and publish one round's improver, `improver_rft` or `improver_rft_N`, from the round before's."""
+    config, rft = worker.config, worker.config.rft_improver
+    assert rft is not None
+    names = ["improver_sft", *rft_names(config)]
+    number = names.index(worker.stage)
+    source = config.output / names[number - 1]
+    tokenizer = load_tokenizer(source)
+    refined = judged_refinements(
+        worker, tokenizer, source, seed=config.seed + 10 * number,
+        prompts=rft.prompts, samples=rft.samples, temperature=rft.temperature,
+    )  # fmt: skip
+    targets = [target(one) for one in refined]
+    if worker.main:
+        better = [max(one.gaps) for one in refined if one.gaps and max(one.gaps) > 0]
+        gap = sum(better) / max(len(better), 1)
+        append_metrics(worker, {"references": len(refined), "improved": len(better), "gap": gap})
+    examples = []
+    for one, text in zip(refined, targets, strict=True):
+        prompt, completion = encode_completion(tokenizer, one.conversation, text)
+        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    trainer = SFTTrainer(
+        model=causal_lm_to_train(config, source),
+        args=SFTConfig(
+            **common_arguments(worker, rft.optimizer, len(examples)),
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        callbacks=[Reporter(worker)],
+    )
+    train(trainer, worker, rft.optimizer)
+    release_lm(worker, trained(trainer), tokenizer, "improver", source)
+
+
+def target(refined: Refined) -> str:
+    """The refinement with the highest gap, or the reference where none is above 0."""
+    if not refined.gaps:
+        return refined.reference
+    best = max(range(len(refined.gaps)), key=refined.gaps.__getitem__)
+    return refined.texts[best] if refined.gaps[best] > 0 else refined.reference
