@@ -111,7 +111,8 @@ def run_rloo(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     monkeypatch.setattr(rl, "Reporter", Recorder)
     monkeypatch.setattr(rl, "_reward_function", recorded_reward_function)
     assert config.rl_improver is not None
-    rl._train(alone(config, "improver"), config.rl_improver, rows(config), scorer, "improver")
+    anchor = config.output / "improver_sft"
+    rl._train(alone(config, "improver"), config.rl_improver, rows(config), scorer, "improver", anchor)
     return steps
 
 
