@@ -100,3 +100,11 @@ def encode_completion(
             "(templates that insert or drop reasoning do); use a template whose answer continues the prompt"
         )
     return prompt, whole[len(prompt) :]
+
+
+def completion_example(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, response: str
+) -> dict[str, list[int]]:
+    """What fine-tuning learns a response from: a loss on its tokens alone. Raises as `encode_completion`."""
+    prompt, completion = encode_completion(tokenizer, messages, response)
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}

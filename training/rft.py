@@ -12,7 +12,7 @@ from __future__ import annotations
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from training.chat import encode_completion
+from training.chat import completion_example
 from training.models import causal_lm_to_train, load_tokenizer
 from training.paths import rft_names
 from training.refinements import Refined, judged_refinements
@@ -33,15 +33,11 @@ def train_improver(worker: Worker) -> None:
         worker, tokenizer, source, seed=config.seed + 10 * number,
         prompts=rft.prompts, samples=rft.samples, temperature=rft.temperature,
     )  # fmt: skip
-    targets = [target(one) for one in refined]
     if worker.main:
-        better = [max(one.gaps) for one in refined if one.gaps and max(one.gaps) > 0]
+        better = [gap for gap in (max(one.gaps, default=0.0) for one in refined) if gap > 0]
         gap = sum(better) / max(len(better), 1)
         append_metrics(worker, {"references": len(refined), "improved": len(better), "gap": gap})
-    examples = []
-    for one, text in zip(refined, targets, strict=True):
-        prompt, completion = encode_completion(tokenizer, one.conversation, text)
-        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    examples = [completion_example(tokenizer, one.conversation, target(one)) for one in refined]
     trainer = SFTTrainer(
         model=causal_lm_to_train(config, source),
         args=SFTConfig(

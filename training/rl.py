@@ -106,9 +106,7 @@ def train_improver(worker: Worker) -> None:
     _train(worker, rl, dataset, rewards, "improver", improver_anchor(config))
 
 
-def _train(
-    worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: Role, anchor: Path
-) -> None:
+def _train(worker: Worker, rl: RlConfig, rows: list[Row], scorer: Scorer, role: Role, anchor: Path) -> None:
     config = worker.config
     tokenizer = load_tokenizer(anchor)
     guards: list[Any] = [Guard(worker, rl.guard)] if rl.guard else []

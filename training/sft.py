@@ -16,7 +16,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from training.adapters import DIRECTORY
-from training.chat import Conversation, encode, encode_completion, improver_messages
+from training.chat import Conversation, completion_example, encode, improver_messages
 from training.checkpoint import Role
 from training.config import SftConfig
 from training.corpus import base_corpus
@@ -59,10 +59,10 @@ def _train(
     tokenizer, model = load_tokenizer(source), causal_lm_to_train(config, source)
     check_room(config, tokenizer, model.config)
     positions = int(model.config.get_text_config().max_position_embeddings)
-    examples = []
-    for pair in fitting_pairs(worker, tokenizer, "sft"):
-        prompt, completion = encode_completion(tokenizer, question(pair), pair.chosen)
-        examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    examples = [
+        completion_example(tokenizer, question(pair), pair.chosen)
+        for pair in fitting_pairs(worker, tokenizer, "sft")
+    ]
     if sft.replay:
         documents = base_corpus(config)[config.base.recitation_first :]
         for document in encode(tokenizer, documents[: int(sft.replay * len(examples))]):
