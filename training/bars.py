@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from training.analysis import Figures
+from training.judges.settings import EditBars
 from training.systems import BEST_OF
 from training.verdicts import Bar, Comparison, Edits, Row
 
@@ -91,28 +92,25 @@ def _cost(figures: Figures) -> list[Bar]:
     return [Bar(name, "≤ 0.6 of Self-Refine's", figure, ratio <= 0.6)]
 
 
-def edit_bars(found: Edits) -> list[Bar]:
-    """For drafts that people rewrote: after the headline iterations, with the gate."""
-    if found.both is not None:
-        return [
-            Bar(
-                "drafts that improve on toxicity and distance",
-                "> 50%",
-                f"{found.both:.1f}% of {found.n}",
-                found.both > 50,
-            )
-        ]
-    return [
-        Bar(
-            "closer to the human text than the draft",
-            "≥ 70%",
-            f"{found.closer:.1f}% of {found.n}",
-            found.closer >= 70,
-        ),
-        Bar(
-            "farther from the human text than the draft",
-            "≤ 10%",
-            f"{found.farther:.1f}% of {found.n}",
-            found.farther <= 10,
-        ),
-    ]
+def edit_bars(found: Edits, wanted: EditBars) -> list[Bar]:
+    """For drafts that people rewrote; those that the configuration names (`evaluation.bars`)."""
+    bars = []
+    if wanted.exact is not None:
+        bars.append(_least("exactly the human text", found.exact, wanted.exact, found.n))
+    if wanted.closer is not None:
+        bars.append(_least("closer to the human text than the draft", found.closer, wanted.closer, found.n))
+    if wanted.farther is not None:
+        name, figure = "farther from the human text than the draft", _share(found.farther, found.n)
+        bars.append(Bar(name, f"≤ {wanted.farther:g}%", figure, found.farther <= wanted.farther))
+    if wanted.both is not None and found.both is not None:  # another judge does not say what is toxic
+        name, figure = "less toxic than the draft, and closer to the human text", _share(found.both, found.n)
+        bars.append(Bar(name, f"> {wanted.both:g}%", figure, found.both > wanted.both))
+    return bars
+
+
+def _least(name: str, share: float, wanted: float, n: int) -> Bar:
+    return Bar(name, f"≥ {wanted:g}%", _share(share, n), share >= wanted)
+
+
+def _share(percent: float, n: int) -> str:
+    return f"{percent:.2f}% of {n}"

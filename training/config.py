@@ -333,6 +333,7 @@ class FeedbackConfig(_Frozen):
     tolerance: float = Field(default=0.02, ge=0, le=1)
     sft_improver: SftConfig | None = None
     gap_reward: GapRewardConfig | None = None
+    rft_improver: RftConfig | None = None
     rl_improver: RlConfig | None = None
     dpo_improver: DpoConfig | None = None
 

@@ -262,7 +262,8 @@ def _report(
             texts = system_texts(pairs, answers.known, plan)
             named = {{"y_w": "human"}.get(name, name): each for name, each in texts.items() if name != "y_l"}
             edited = replace(edited, joint=metric.figures(pairs, named))
-        bars, sections = edit_bars(edited.edits[edited.headline]), edit_sections(edited)
+        bars = edit_bars(edited.edits[edited.headline], config.evaluation.bars)
+        sections = edit_sections(edited)
         text = as_json(settings, edited, bars)
     show(sections, bars, console)
     title = f"Evaluation of {config.name}"

@@ -105,7 +105,7 @@ def next_config(config: RunConfig, generation: GenerationConfig) -> RunConfig:
     record["generation"] = generation.model_dump(mode="json")
     own = {
         name: record["feedback"][name]
-        for name in ("sft_improver", "gap_reward", "rl_improver", "dpo_improver")
+        for name in ("sft_improver", "gap_reward", "rft_improver", "rl_improver", "dpo_improver")
         if record["feedback"][name] is not None
     }
     if "rl_improver" in own or "dpo_improver" in own:

@@ -64,7 +64,7 @@ def lineage(config: RunConfig, stage: str) -> dict[str, Any]:
     generation = config.generation
     if generation is None:
         return {"generation": 0, "parent": None}
-    name = "improver" if stage == "improver_sft" else stage
+    name = "improver" if stage.startswith("improver") else stage
     return {"generation": generation.number, "parent": generation.checkpoints.get(name)}
 
 

@@ -9,10 +9,13 @@ finds answers that are right in several ways at once.
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from training.chat import completion_example
+from training.errors import DataError
 from training.models import causal_lm_to_train, load_tokenizer
 from training.paths import rft_names
 from training.refinements import Refined, judged_refinements
@@ -37,7 +40,17 @@ def train_improver(worker: Worker) -> None:
         better = [gap for gap in (max(one.gaps, default=0.0) for one in refined) if gap > 0]
         gap = sum(better) / max(len(better), 1)
         append_metrics(worker, {"references": len(refined), "improved": len(better), "gap": gap})
-    examples = [completion_example(tokenizer, one.conversation, target(one)) for one in refined]
+    examples = [
+        completion_example(tokenizer, one.conversation, best)
+        for one in refined
+        if (best := target(one)) is not None
+    ]
+    if len(examples) < rft.optimizer.batch:
+        raise DataError(
+            f"{worker.stage}: of {len(refined)} references only {len(examples)} are not empty or have a "
+            f"refinement; a batch needs {rft.optimizer.batch}",
+            advice="Raise rft_improver.prompts, or look at what the policy writes (pit-train evaluate)",
+        )
     trainer = SFTTrainer(
         model=causal_lm_to_train(config, source),
         args=SFTConfig(
@@ -53,9 +66,9 @@ def train_improver(worker: Worker) -> None:
     release_lm(worker, trained(trainer), tokenizer, "improver", source)
 
 
-def target(refined: Refined) -> str:
-    """The refinement with the highest gap, or the reference where none is above 0."""
-    if not refined.gaps:
-        return refined.reference
-    best = max(range(len(refined.gaps)), key=refined.gaps.__getitem__)
-    return refined.texts[best] if refined.gaps[best] > 0 else refined.reference
+def target(refined: Refined) -> str | None:
+    """The refinement with the highest gap, or the reference where none is above 0; None for an empty one,
+    which nobody should learn to write."""
+    best, gap = max(zip(refined.texts, refined.gaps, strict=True), key=itemgetter(1), default=("", 0.0))
+    text = best if gap > 0 else refined.reference
+    return text if text.strip() else None

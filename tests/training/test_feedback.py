@@ -35,7 +35,10 @@ from training.promotion import (
 from training.synthetic import make_pairs
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("feedback.minimum=60", "feedback.prompts=20")
+SMALL = (
+    "feedback.minimum=60", "feedback.prompts=20",
+    "feedback.rft_improver={optimizer: {learning_rate: 0.0005, batch: 2, epochs: 1}, prompts: 4, samples: 2}",
+)  # fmt: skip
 GAP = {
     "reads": "pair",
     "centering": "antisymmetric",
@@ -303,7 +306,9 @@ def test_a_generation_that_was_killed_goes_on_and_is_decided_once(
     assert (root / "live").is_symlink() == promoted
     manifest = check_files(directory / "improver")
     assert (manifest["generation"], manifest["parent"]) == (1, content_hash(root / "improver"))
-    assert manifest["anchor"] == content_hash(directory / "improver_sft")
+    anchor = check_files(directory / "improver_rft")
+    assert (anchor["generation"], anchor["parent"]) == (1, content_hash(root / "improver"))
+    assert manifest["anchor"] == content_hash(directory / "improver_rft")
     assert check_files(directory / "gap_reward")["gap"]["calibration"]["n"] > 0
     assert content_hash(directory / "policy") == content_hash(root / "policy")
     assert check_files(root / "policy")["generation"] == 0

@@ -225,6 +225,15 @@ def test_the_target_is_the_best_refinement_or_the_reference(gaps: list[float]) -
         assert found == "reference"
 
 
+def test_an_empty_reference_that_nothing_improves_is_not_learned() -> None:
+    from training.refinements import Refined
+    from training.rft import target
+
+    assert target(Refined([], " ", [], [])) is None
+    assert target(Refined([], "", ["worse"], [-1.0])) is None
+    assert target(Refined([], "", ["better"], [1.0])) == "better"
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(0.1, 5), st.floats(0.5, 0.99))
 def test_best_and_worst(gaps: list[float], a: float, confidence: float) -> None:
     from training.dpo import best_and_worst

@@ -92,7 +92,7 @@ def test_drafts_of_the_data_are_mended_and_measured_by_what_people_wrote(
     assert differences == [50, -50] and against["PIT as served vs SFT improver as served"][0].value == 0
     result = read_result(path)
     assert {bar.name: bar.passed for bar in result.figures.bars} == {
-        "exactly the human text, as served": True,
+        "exactly the human text": True,
         "closer to the human text than the draft": False,
         "farther from the human text than the draft": True,
         "PIT above the improver after SFT alone, exact": False,
@@ -115,7 +115,7 @@ def test_the_joint_metric_part_by_part_beside_the_draft_and_the_rule(
     training = rude_pairs()
     dev = training[::12]
     mended = {pair.rejected: pair.chosen for pair in dev}
-    study = edits_of(tmp_path, training, dev, "evaluation.judge=edit+toxicity")
+    study = edits_of(tmp_path, training, dev, "evaluation={judge: edit+toxicity, bars: {both: 50}}")
     improver = FakeEngine(context_length=2048, script=lambda chat: mended.get(chat[1]["content"], "The bus."))
     scorer = FakeScorer(value=lambda text: float(text in mended.values()))
     with served(monkeypatch, study, improver=improver, scorer=scorer):

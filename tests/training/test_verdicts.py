@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from app.improve.turns import FEEDBACK_TURN, REFINE_TURN
 from training import synthetic
 from training.answers import AnswerFile, responses, set_aside, tokens_after, until_first_rejection
 from training.bars import edit_bars
 from training.errors import ConfigError
+from training.judges.settings import EditBars, EvaluationConfig
 from training.systems import Plan, call_seed, scored_order
 from training.verdicts import (
     agreement,
@@ -114,8 +116,22 @@ def test_edits_are_counted_against_the_draft() -> None:
     assert (found.closer, found.farther, found.equal, found.exact, found.unchanged) == (50, 25, 25, 25, 25)
     assert (found.distance_before, found.distance_after) == (4, 3)
     assert found.both == 25  # the first alone is closer and less toxic
-    assert [bar.passed for bar in edit_bars(found)] == [False]
-    assert [bar.passed for bar in edit_bars(replace(found, both=None, closer=70, farther=10))] == [True, True]
+
+
+def test_drafts_are_held_against_the_bars_that_the_configuration_names() -> None:
+    found = edits([4, 4, 4, 4], [0, 2, 4, 6], ["d"] * 4, ["h", "e", "d ", "f"], ([0.9] * 4, [0.1] * 4))
+    assert (found.exact, found.closer, found.farther, found.both) == (25, 50, 25, 50)
+
+    def passed(wanted: EditBars) -> list[bool]:
+        return [bar.passed for bar in edit_bars(found, wanted)]
+
+    assert passed(EditBars()) == []
+    assert passed(EditBars(exact=25, closer=50, farther=25, both=49)) == [True] * 4
+    assert passed(EditBars(exact=26, closer=51, farther=24, both=50)) == [False] * 4
+    without = replace(found, both=None)  # another judge, by --judge, does not say what is toxic
+    assert [bar.name for bar in edit_bars(without, EditBars(exact=25, both=49))] == ["exactly the human text"]
+    with pytest.raises(ValidationError, match=r"bars\.both needs judge: edit\+toxicity"):
+        EvaluationConfig(bars=EditBars(both=50))
 
 
 # ---------------------------------------------------------------------------------------- plan

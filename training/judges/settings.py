@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 JudgeName = Literal["gold", "edit", "edit+toxicity", "reward_model", "llm", "people"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
@@ -81,6 +81,19 @@ class LlmSettings(_Frozen):
         return url.rstrip("/")
 
 
+class EditBars(_Frozen):
+    """What drafts that people rewrote should come to, in percent of the drafts; None: no bar.
+
+    `exact`: at least so many become a human text letter by letter. `closer`, `farther`: at least and at most so
+    many than the draft is. `both`, with edit+toxicity: more than so many are less toxic and closer.
+    """
+
+    exact: float | None = Field(default=None, ge=0, le=100)
+    closer: float | None = Field(default=None, ge=0, le=100)
+    farther: float | None = Field(default=None, ge=0, le=100)
+    both: float | None = Field(default=None, ge=0, le=100)
+
+
 class EvaluationConfig(_Frozen):
     """`pit-train evaluate`; decides no checkpoint.
 
@@ -88,7 +101,7 @@ class EvaluationConfig(_Frozen):
     `start`: what the systems improve, the policy's answer or the data's own draft; None: the draft where
     people rewrote drafts. `compare` narrows what reward_model, llm and people judge down to comparisons by
     their names, as the report prints them. `people`: the directory of `pit-train judge serve`; None: people
-    in the evaluation's own.
+    in the evaluation's own. `bars` are of data with human texts.
     """
 
     judge: JudgeName | tuple[JudgeName, ...] | None = None
@@ -97,6 +110,13 @@ class EvaluationConfig(_Frozen):
     reward_model: RewardModelSettings | None = None
     llm: LlmSettings | None = None
     people: Path | None = None
+    bars: EditBars = EditBars()
+
+    @model_validator(mode="after")
+    def _bars_fit(self) -> EvaluationConfig:
+        if self.bars.both is not None and "edit+toxicity" not in self.judges:
+            raise ValueError("bars.both needs judge: edit+toxicity, which says what is toxic")
+        return self
 
     @property
     def judges(self) -> tuple[JudgeName, ...]:

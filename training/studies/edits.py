@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from training.bars import edit_bars
 from training.config import RunConfig
 from training.data import PreferencePair
 from training.errors import ConfigError
@@ -20,6 +21,7 @@ from training.evaluate import HUMAN_TEXTS, default_judge, joint_metric
 from training.judges import Mean, bootstrap_mean, compare
 from training.judges.formulas import distance
 from training.judges.joint import RULE, Parts
+from training.judges.settings import EditBars
 from training.studies.context import Context
 from training.studies.figures import (
     Cell,
@@ -58,6 +60,7 @@ class Sample:
     asked: Asked
     iterations: int
     texts: dict[str, list[str]]
+    bars: EditBars
     parts: dict[str, Parts] = field(default_factory=dict)
     quality: tuple[float, float] | None = None
 
@@ -89,12 +92,13 @@ def gather(context: Context) -> Sample:
         texts |= {f"{name}, {i}": asked.texts(name, i) for i in range(1, k + 1)}
     for served, name in ((PIT, "PIT, gated"), (SFT, "SFT improver, gated")):
         texts[served] = asked.first_rejection(name).texts(name, min(SERVED, k))
+    bars = context.run.evaluation.bars
     if judge(context.run) != "edit+toxicity":
-        return Sample(asked, k, texts)
+        return Sample(asked, k, texts, bars)
     metric = joint_metric(context.run, pairs, context.console)
     texts[RULE] = [metric.without_swear_words(pair.rejected) for pair in pairs]
     parts = {name: metric.parts(pairs, each) for name, each in texts.items()}
-    return Sample(asked, k, texts, parts, metric.fluency.accuracy(pairs))
+    return Sample(asked, k, texts, bars, parts, metric.fluency.accuracy(pairs))
 
 
 class _Found:
@@ -104,6 +108,7 @@ class _Found:
         self.asked = pool([sample.asked for sample in samples])
         self.iterations = samples[0].iterations
         self.quality = samples[0].quality
+        self.bars = samples[0].bars
         self.texts = {name: [t for s in samples for t in s.texts[name]] for name in samples[0].texts}
         self.parts = {name: _together([s.parts[name] for s in samples]) for name in samples[0].parts}
         self.distances = {
@@ -313,22 +318,13 @@ def _examples(found: _Found, each: int = 3) -> list[Example]:
 
 
 def _bars(found: _Found) -> list[Bar]:
-    one = found.edits(PIT)
+    """Those of the configuration, of PIT as served; and whether it is above what is there without it."""
+    versus = {"the improver after SFT alone": SFT}
     if found.parts:
-        both = one.both or 0.0
-        share = f"{both:.1f}% of {one.n}"
-        first = Bar("drafts that PIT makes less toxic and brings closer", "> 50%", share, both > 50)
-        versus = {"the draft": DRAFT, "the rule": RULE, "the improver after SFT alone": SFT}
-        above = [_above(f"PIT above {name}, joint", found.gain(PIT, other)) for name, other in versus.items()]
-        return [first, *above]
-    exact = bootstrap_mean(found.scores[PIT])
-    interval = f"{exact.mean:.1f}% [{exact.low:.1f}, {exact.high:.1f}] of {exact.n}"
-    return [
-        Bar("exactly the human text, as served", "≥ 45%", interval, exact.mean >= 45),
-        Bar("closer to the human text than the draft", "≥ 70%", f"{one.closer:.2f}%", one.closer >= 70),
-        Bar("farther from the human text than the draft", "≤ 10%", f"{one.farther:.2f}%", one.farther <= 10),
-        _above("PIT above the improver after SFT alone, exact", found.gain(PIT, SFT)),
-    ]
+        versus = {"the draft": DRAFT, "the rule": RULE} | versus
+    unit = "joint" if found.parts else "exact"
+    above = [_above(f"PIT above {name}, {unit}", found.gain(PIT, other)) for name, other in versus.items()]
+    return [*edit_bars(found.edits(PIT), found.bars), *above]
 
 
 def _above(name: str, gain: Mean) -> Bar:
