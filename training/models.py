@@ -24,6 +24,7 @@ from transformers import (
     set_seed,
 )
 
+import training.kv_cache  # noqa: F401 - the cache of every model that samples here
 from training.adapters import adapt, quantization, save_and_merge
 from training.chat import PLAIN_TEMPLATE
 from training.errors import CheckpointError

@@ -84,8 +84,8 @@ class LlmSettings(_Frozen):
 class EditBars(_Frozen):
     """What drafts that people rewrote should come to, in percent of the drafts; None: no bar.
 
-    `exact`: at least so many become a human text letter by letter. `closer`, `farther`: at least and at most so
-    many than the draft is. `both`, with edit+toxicity: more than so many are less toxic and closer.
+    `exact`: at least so many become a human text letter by letter. `closer`, `farther`: at least and at most
+    so many than the draft is. `both`, with edit+toxicity: more than so many are less toxic and closer.
     """
 
     exact: float | None = Field(default=None, ge=0, le=100)
