@@ -209,9 +209,26 @@ def test_the_curriculum_serves_each_improver_with_the_runs_other_models(
         path, _ = run(study)
         served_by = [Path(command[command.index("--improver") + 1]) for command in models.commands]
     assert {path.parent.name for path in served_by} == {"run", "phase_0", "phase_1"}
+    assert set(table(path, "With the gate")) == {"phase 0 alone", "phase 1 alone", "both phases", "no RL"}
     bars = read_result(path).figures.bars
     # All improvers are the same fake: nobody wins, and the bars say so.
     assert len(bars) == 4 and not any(bar.passed for bar in bars)
+
+
+def test_after_rejection_sampling_its_last_improver_is_what_rl_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rft = "rft_improver={optimizer: {learning_rate: 0.1, batch: 8, epochs: 1}, prompts: 8}"
+    variants = {"phase_0": ["rl_improver.steps=[14, 0]"], "phase_1": ["rl_improver.steps=[0, 14]"]}
+    study = study_of(tmp_path, "curriculum", variants=variants)
+    study = study.model_copy(update={"overrides": (*study.overrides, rft)})
+    with served(monkeypatch, study) as models:
+        for name in variants:
+            trained(variant_config(study, study.run_config(7), name))
+        path, _ = run(study)
+        improvers = [Path(command[command.index("--improver") + 1]).name for command in models.commands]
+    assert sorted(improvers) == ["improver", "improver", "improver", "improver_rft", "improver_sft"]
+    assert "fine-tuning on the data alone" in table(path, "Without a gate")
 
 
 def test_every_seed_counts_and_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

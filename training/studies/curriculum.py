@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.judges import bootstrap_mean, compare
+from training.paths import improver_anchor
 from training.studies.context import Context
 from training.studies.figures import Cell, Chart, Figures, Table, curve, delta, mean
 from training.studies.judging import UNIT, scores
@@ -13,26 +14,33 @@ from training.studies.systems import RUN, Asked, System, pool
 from training.verdicts import Bar
 
 ITERATIONS = 3
-NAMES = {"phase_0": "phase 0 alone", "phase_1": "phase 1 alone", RUN: "both phases", "sft": "no RL"}
+BOTH, ALONE = "both phases", {"phase 0 alone": "phase_0", "phase 1 alone": "phase_1"}
 
 
 @dataclass(frozen=True)
 class Sample:
+    """Answers of the improvers, whose names in tables are `improvers`, each with and without the gate."""
+
     asked: Asked
+    improvers: tuple[str, ...]
 
 
 def gather(context: Context) -> Sample:
+    improvers = ALONE | {BOTH: RUN, "no RL": "sft"}
     models = {"sft": {"improver": context.run.output / "improver_sft"}}
-    for name in ("phase_0", "phase_1"):
+    if context.run.rft_improver is not None:
+        improvers |= {"no RL": "rft", "fine-tuning on the data alone": "sft"}
+        models["rft"] = {"improver": improver_anchor(context.run)}
+    for name in ALONE.values():
         models[name] = {"improver": context.variant(name).output / "improver"}
+    k = context.study.iterations
     systems = {"Original": System("draft")}
-    for name, shown in NAMES.items():
+    for shown, name in improvers.items():
         for gated in (False, True):
-            iterations = (
-                context.study.iterations if name == RUN else min(ITERATIONS, context.study.iterations)
-            )
+            # The run's own are asked as the main table asks them: then they are there already.
+            iterations = k if name == RUN else min(ITERATIONS, k)
             systems[_name(shown, gated)] = System("pit", name, iterations, gated=gated)
-    return Sample(context.desk(models).ask(systems))
+    return Sample(context.desk(models).ask(systems), tuple(improvers))
 
 
 def _name(shown: str, gated: bool) -> str:
@@ -46,23 +54,23 @@ def figures(samples: Sequence[Sample]) -> Figures:
     for gated in (False, True):
         after = {
             shown: [scores(asked.pairs, asked.texts(_name(shown, gated), i)) for i in range(ITERATIONS + 1)]
-            for shown in NAMES.values()
+            for shown in samples[0].improvers
         }
-        both = after[NAMES[RUN]]
+        both = after[BOTH]
         rows: list[list[Cell]] = []
         for shown, each in after.items():
             row: list[Cell] = [shown, *(mean(bootstrap_mean(one)) for one in each[1:])]
             row += [delta(compare(each[1], original)), delta(compare(each[ITERATIONS], original))]
             versus = compare(both[ITERATIONS], each[ITERATIONS])
-            rows.append([*row, "" if shown == NAMES[RUN] else delta(versus)])
-            if shown.startswith("phase"):
+            rows.append([*row, "" if shown == BOTH else delta(versus)])
+            if shown in ALONE:
                 name = f"both phases beat {shown}, {'gated' if gated else 'ungated'}"
                 bars.append(Bar(name, "Δ > 0, interval too", str(versus), versus.low > 0))
         columns = ["improver", *(f"mean ({UNIT}) after {i}" for i in range(1, ITERATIONS + 1)),
                    "Δ vs Original after 1", f"after {ITERATIONS}",
                    f"both phases against it, after {ITERATIONS}"]  # fmt: skip
         title = "With the gate" if gated else "Without a gate"
-        text = f"n = {len(asked.pairs)} prompts. All trainings take as many steps, from the same anchor."
+        text = f"n = {len(asked.pairs)} prompts. All trainings take as many steps, from the one in “no RL”."
         tables.append(Table(title, columns, rows, text))
         charts.append(_chart(after, gated))
     return Figures(tables=tables, charts=charts, bars=bars)
