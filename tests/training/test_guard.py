@@ -220,7 +220,7 @@ def test_the_target_is_the_best_refinement_or_the_reference(gaps: list[float]) -
 
     found = target(Refined([], "reference", [str(i) for i in range(len(gaps))], gaps))
     if max(gaps, default=0) > 0:
-        assert gaps[int(found)] == max(gaps)
+        assert found is not None and gaps[int(found)] == max(gaps)
     else:
         assert found == "reference"
 
