@@ -231,6 +231,22 @@ def test_after_rejection_sampling_its_last_improver_is_what_rl_began_with(
     assert "fine-tuning on the data alone" in table(path, "Without a gate")
 
 
+def test_the_curriculum_shows_each_seed_where_there_are_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {"phase_0": ["rl_improver.steps=[14, 0]"], "phase_1": ["rl_improver.steps=[0, 14]"]}
+    study = study_of(tmp_path, "curriculum", variants=variants, seeds=[7, 8])
+    for seed in study.seeds:
+        config = trained(study.run_config(seed))
+        for name in variants:
+            trained(variant_config(study, config, name))
+    monkeypatch.setattr(base, "perfect", lambda chat: "It has color mud.")
+    with served(monkeypatch, study):
+        path, _ = run(study)
+    rows = table(path, "Both phases, each training seed")
+    assert set(rows) == {"7", "8"} and len(rows["7"]) == 4  # its mean, phase 0, phase 1, no RL
+
+
 def test_every_seed_counts_and_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(tmp_path, "main", seeds=[7, 8])
     trained(study.run_config(7))

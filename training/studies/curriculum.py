@@ -21,6 +21,7 @@ BOTH, ALONE = "both phases", {"phase 0 alone": "phase_0", "phase 1 alone": "phas
 class Sample:
     """Answers of the improvers, whose names in tables are `improvers`, each with and without the gate."""
 
+    seed: int
     asked: Asked
     improvers: tuple[str, ...]
 
@@ -40,7 +41,7 @@ def gather(context: Context) -> Sample:
             # The run's own are asked as the main table asks them: then they are there already.
             iterations = k if name == RUN else min(ITERATIONS, k)
             systems[_name(shown, gated)] = System("pit", name, iterations, gated=gated)
-    return Sample(context.desk(models).ask(systems), tuple(improvers))
+    return Sample(context.run.seed, context.desk(models).ask(systems), tuple(improvers))
 
 
 def _name(shown: str, gated: bool) -> str:
@@ -73,7 +74,26 @@ def figures(samples: Sequence[Sample]) -> Figures:
         text = f"n = {len(asked.pairs)} prompts. All trainings take as many steps, from the one in “no RL”."
         tables.append(Table(title, columns, rows, text))
         charts.append(_chart(after, gated))
+    if len(samples) > 1:
+        tables.append(_seeds(samples))
     return Figures(tables=tables, charts=charts, bars=bars)
+
+
+def _seeds(samples: Sequence[Sample]) -> Table:
+    rows: list[list[Cell]] = []
+    for sample in samples:
+        asked = sample.asked
+        after = {
+            shown: scores(asked.pairs, asked.texts(_name(shown, True), ITERATIONS))
+            for shown in sample.improvers
+        }
+        row: list[Cell] = [str(sample.seed), mean(bootstrap_mean(after[BOTH]))]
+        rows.append(
+            [*row, *(delta(compare(after[BOTH], each)) for name, each in after.items() if name != BOTH)]
+        )
+    others = [f"against {name}" for name in samples[0].improvers if name != BOTH]
+    text = f"With the gate, after {ITERATIONS} iterations."
+    return Table("Both phases, each training seed", ["seed", f"mean ({UNIT})", *others], rows, text)
 
 
 def _chart(after: dict[str, list[list[float]]], gated: bool) -> Chart:
