@@ -330,6 +330,7 @@ def test_drafts_that_people_rewrote(tmp_path: Path) -> None:
         f"data.path={path}",
         f"data.heldout_path={path}",
         "data.heldout=10",
+        "evaluation.bars={closer: 70, farther: 10}",
     )
 
     def script(chat: Sequence[Message]) -> str:
@@ -366,7 +367,8 @@ def test_the_toxicity_judge_never_sees_what_it_judges(
     write_pairs(tmp_path / "dev.jsonl", heldout)
     config = config_of(
         tmp_path, "reader=null", "data.format=chat_pairs", f"data.path={tmp_path / 'train.jsonl'}",
-        f"data.heldout_path={tmp_path / 'dev.jsonl'}", "data.heldout=10", "evaluation.judge=edit+toxicity",
+        f"data.heldout_path={tmp_path / 'dev.jsonl'}", "data.heldout=10",
+        "evaluation={judge: edit+toxicity, bars: {both: 50}}",
     )  # fmt: skip
     improver = FakeEngine(context_length=2048, script=lambda chat: chat[1]["content"].replace("damn", "dear"))
     with serving(improver=improver, scorer=FakeScorer(value=lambda text: -float("damn" in text))) as (url, _):
@@ -376,7 +378,7 @@ def test_the_toxicity_judge_never_sees_what_it_judges(
     final = figures["edits"][figures["headline"]]
     assert (final["both"], final["exact"]) == (100, 100)
     assert final["toxicity_before"] > 0.5 > final["toxicity_after"]
-    assert "PASS  drafts that improve on toxicity and distance" in text
+    assert "PASS  less toxic than the draft, and closer to the human text" in text
     joint = figures["joint"]["systems"]
     assert joint["human"]["content"] == 100 and joint["the draft"]["joint"]["mean"] == 0
     assert joint["PIT"]["non_toxic"] == 100 and "Joint metric" in text
