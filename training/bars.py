@@ -1,4 +1,5 @@
-"""The project's bars for evaluation, held against the figures: PASS or MISS, with the numbers.
+"""The bars for evaluation, the project's own and those of a configuration, held against the figures: PASS or
+MISS, with the numbers.
 
 Where a bar leaves room, the stricter reading is taken, and its line says which.
 """
